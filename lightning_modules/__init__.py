@@ -1,0 +1,5 @@
+"""AlexNet, its local response normalization and the LightningModule around them."""
+
+from lightning_modules.alexnet import AlexNet as AlexNet
+from lightning_modules.classifier import AlexNetClassifier as AlexNetClassifier
+from lightning_modules.lrn import LocalResponseNorm as LocalResponseNorm

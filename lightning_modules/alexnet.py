@@ -1,0 +1,164 @@
+"""AlexNet as section 3 of the paper describes it (Krizhevsky, Sutskever, Hinton 2012). Pure PyTorch.
+
+This is the network of 2012 with its two groups, local response normalization and overlapping pooling, not
+torchvision's ``alexnet``, which is the 2014 single-column network with other widths and no normalization.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_modules.lrn import LocalResponseNorm
+
+Activation = Literal["relu", "tanh"]
+Init = Literal["paper", "code", "he"]
+LRNConstants = Literal["text", "code"]
+
+KERNEL = 11  # conv1's, whatever the image's size
+BIAS_ONE = ("conv2", "conv4", "conv5", "fc6", "fc7")  # section 5: "provides the ReLUs with positive inputs"
+
+
+def conv1_size(image_size: int, stride: int) -> int:
+    """Height and width of conv1's output: the released code rounds up, with zeros on the right and at the bottom.
+
+    55 for 224 pixels and stride 4, which is why others say that the paper's 224 must have been 227.
+    """
+    return math.ceil((image_size - KERNEL) / stride) + 1
+
+
+def smallest_image_size(stride: int) -> int:
+    """The least image size that leaves one pixel after conv5's pool: three poolings halve 8 pixels to 1."""
+    return KERNEL + 6 * stride + 1
+
+
+class AlexNet(nn.Module):
+    """Five convolutions and three fully connected layers; 56,909,194 parameters at 224 pixels and 10 classes.
+
+    Args:
+        num_classes: Outputs of fc8.
+        image_size: Height and width of the images in pixels. 224 in the paper; fc6 grows with it.
+        conv1_stride: 4 in the paper. With 2, images of 64 pixels keep enough positions for a run on a laptop.
+        groups: 2 is the paper's pair of GPUs: conv2, conv4 and conv5 see the half of the channels on their own
+            GPU (section 3.2). 1 connects everything.
+        lrn: Local response normalization after conv1's and conv2's ReLU (section 3.3).
+        lrn_constants: ``text`` has alpha = 1e-4 on the sum of squares, ``code`` divides it by the window's 5 channels.
+        overlap_pooling: Max pooling 3x3 with stride 2 (section 3.4); otherwise 2x2, to the same sizes.
+        dropout: Probability with which fc6's and fc7's outputs are zeroed in training (section 4.2). PyTorch
+            scales up in training where the paper halves the outputs at test time: the same expectation.
+        activation: ``relu`` (section 3.1) or the ``tanh`` that it is compared with in Figure 1.
+        init: ``paper``: weights N(0, 0.01), biases 1 in conv2, conv4, conv5, fc6, fc7 and 0 elsewhere (section 5).
+            ``code``: the same with N(0, 0.03) in conv3-conv5, as in the released layers-145.cfg. ``he``: weights
+            N(0, gain**2 / fan_in), biases 0 (He et al. 2015), which keeps the signal's size from layer to layer and
+            so trains from the first step; the paper's starves it and can sit at ln(classes) for many epochs.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the image leaves no pixel after conv5's pool.
+
+    Source:
+        Krizhevsky et al. 2012, sections 3.1 to 3.5, 4.2 and 5.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        image_size: int = 224,
+        conv1_stride: int = 4,
+        groups: int = 2,
+        lrn: bool = True,
+        lrn_constants: LRNConstants = "text",
+        overlap_pooling: bool = True,
+        dropout: float = 0.5,
+        activation: Activation = "relu",
+        init: Init = "paper",
+    ) -> None:
+        super().__init__()
+        _check_choice("activation", activation, get_args(Activation))
+        _check_choice("init", init, get_args(Init))
+        _check_choice("groups", groups, (1, 2))
+        if num_classes < 1 or conv1_stride < 1:
+            raise ValueError(f"num_classes and conv1_stride must be at least 1, got {num_classes} and {conv1_stride}.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}.")
+        if image_size < smallest_image_size(conv1_stride):
+            raise ValueError(
+                f"image_size: {image_size} leaves no pixel after conv5's pool. The smallest image for "
+                f"conv1_stride {conv1_stride} is {smallest_image_size(conv1_stride)} pixels."
+            )
+        self.image_size, self.activation, self.init = image_size, activation, init
+        size = conv1_size(image_size, conv1_stride)
+        self.padding = (size - 1) * conv1_stride + KERNEL - image_size  # 3 at 224; never below 0
+
+        self.conv1 = nn.Conv2d(3, 96, KERNEL, stride=conv1_stride)
+        self.conv2 = nn.Conv2d(96, 256, 5, padding=2, groups=groups)
+        self.conv3 = nn.Conv2d(256, 384, 3, padding=1)  # the one layer in which the two GPUs talk
+        self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=groups)
+        self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=groups)
+        self.fc6 = nn.Linear(256 * (size // 2 // 2 // 2) ** 2, 4096)
+        self.fc7 = nn.Linear(4096, 4096)
+        self.fc8 = nn.Linear(4096, num_classes)
+
+        self.act: nn.Module = nn.ReLU(inplace=True) if activation == "relu" else nn.Tanh()
+        self.norm: nn.Module = LocalResponseNorm.of(lrn_constants) if lrn else nn.Identity()
+        # Rounded up like cuda-convnet's, 3/2 pooling turns n pixels into n // 2, just as 2/2 does at every size:
+        # "the non-overlapping scheme s = 2, z = 2, which produces output of equivalent dimensions" (section 3.4).
+        self.pool = nn.MaxPool2d(3, 2, ceil_mode=True) if overlap_pooling else nn.MaxPool2d(2, 2)
+        self.drop = nn.Dropout(dropout)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the weights anew by ``init``'s preset."""
+        for name, layer in self.named_children():
+            if not isinstance(layer, nn.Conv2d | nn.Linear):
+                continue
+            if self.init == "he":
+                nn.init.kaiming_normal_(layer.weight, nonlinearity=self.activation)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            else:
+                wide = self.init == "code" and name in ("conv3", "conv4", "conv5")
+                nn.init.normal_(layer.weight, std=0.03 if wide else 0.01)
+                nn.init.constant_(layer.bias, 1.0 if name in BIAS_ONE else 0.0)  # type: ignore[arg-type]
+
+    def features(self, images: Tensor) -> Tensor:
+        """``(B, 3, image_size, image_size)`` to ``(B, 256, n, n)``. In the margin: the shapes at 224."""
+        if images.shape[1:] != (3, self.image_size, self.image_size):
+            raise ValueError(
+                f"images: expected (B, 3, {self.image_size}, {self.image_size}), got {tuple(images.shape)}."
+            )
+        x = F.pad(images, (0, self.padding, 0, self.padding)) if self.padding else images  # (B, 3, 227, 227)
+        x = self.norm(self.act(self.conv1(x)))  # (B, 96, 55, 55)
+        x = self.norm(self.act(self.conv2(self.pool(x))))  # (B, 256, 27, 27)
+        x = self.act(self.conv3(self.pool(x)))  # (B, 384, 13, 13)
+        x = self.act(self.conv4(x))  # (B, 384, 13, 13)
+        x = self.act(self.conv5(x))  # (B, 256, 13, 13)
+        x = self.pool(x)  # (B, 256, 6, 6)
+        return x
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The fc7 activations, with which section 6.1 compares images by their Euclidean distance.
+
+        Args:
+            images: ``(B, 3, image_size, image_size)`` float, normalised as in training.
+
+        Returns:
+            ``(B, 4096)`` float, after the ReLU and, in training mode, after dropout.
+        """
+        x = self.features(images).flatten(1)  # (B, 9216)
+        x = self.drop(self.act(self.fc6(x)))  # (B, 4096)
+        x = self.drop(self.act(self.fc7(x)))  # (B, 4096)
+        return x
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, num_classes)`` of ``(B, 3, image_size, image_size)`` float images."""
+        logits: Tensor = self.fc8(self.embed(images))
+        return logits
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}.")

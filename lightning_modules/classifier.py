@@ -1,0 +1,168 @@
+"""AlexNetClassifier: loss, accuracies, optimiser and schedule around the network."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR, ReduceLROnPlateau
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_modules.alexnet import AlexNet
+
+Schedule = Literal["plateau", "milestones", "one_cycle", "constant"]
+Stage = Literal["train", "val", "test"]
+
+
+class AlexNetClassifier(LightningModule):
+    """AlexNet with cross entropy, top-1 and top-5, and SGD. The defaults are the paper's (section 5).
+
+    Args:
+        lr: Learning rate; the peak of ``one_cycle``. 0.01 in the paper.
+        momentum: 0.9 in the paper.
+        weight_decay: On weights and biases; 0.0005 in the paper.
+        schedule: ``plateau`` is the paper's: divided by 10 when the validation error stops improving, three times at
+            most. ``milestones`` divides at given epochs. ``one_cycle`` warms up over the first part of the run and
+            anneals to nothing over the rest, which makes a short run train. ``constant`` leaves it.
+        patience: Epochs without a better validation top-1 before ``plateau`` divides. The paper did it by hand.
+        milestones: Epochs at which ``milestones`` divides.
+        warmup: Part of the run over which ``one_cycle`` rises to ``lr``.
+        channels_last: Keep the weights, and so the activations, in the memory layout in which the convolutions are
+            fastest: a tenth of the step on a CPU; on a GPU with half precision the layout of its matrix units.
+        compile: Run the network through ``torch.compile``. Checkpoints are the same with and without.
+        seed: Of dropout's masks, which are functions of (seed, epoch, batch, process).
+        network: :class:`~lightning_modules.alexnet.AlexNet`'s arguments, with its defaults.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Source:
+        Krizhevsky et al. 2012, sections 4 and 5. The paper's ``v <- 0.9 v - 0.0005 e w - e g`` equals torch's SGD at a
+        constant learning rate; after a cut torch rescales the stored velocity at once, the paper's lets it decay.
+    """
+
+    def __init__(
+        self,
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        schedule: Schedule = "plateau",
+        patience: int = 5,
+        milestones: list[int] | None = None,
+        warmup: float = 0.25,
+        channels_last: bool = True,
+        compile: bool = False,
+        seed: int = 0,
+        **network: Any,
+    ) -> None:
+        super().__init__()
+        if not (0 < lr < float("inf")):
+            raise ValueError(f"--model.lr: {lr} is not a finite number above 0. Choose one, such as 0.01.")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"--model.momentum: {momentum} is not in [0, 1). Choose one, such as 0.9.")
+        if not (0 <= weight_decay < float("inf")):
+            raise ValueError(f"--model.weight_decay: {weight_decay} is not a finite number from 0 up. Choose one.")
+        if schedule not in get_args(Schedule):
+            raise ValueError(f"--model.schedule: {schedule!r} is not one of {', '.join(get_args(Schedule))}.")
+        if not 0 < warmup < 1:
+            raise ValueError(f"--model.warmup: {warmup} is not between 0 and 1. Choose the rising part of the run.")
+        self.save_hyperparameters()
+        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        self.schedule, self.patience, self.milestones, self.warmup = schedule, patience, milestones or [30, 60], warmup
+        self.seed = seed
+        self.net = AlexNet(**network)
+        if channels_last:
+            self.net.to(memory_format=torch.channels_last)
+        if compile:
+            self.net.compile()  # in place: torch.compile(self.net) would change the checkpoint's keys
+        classes = self.net.fc8.out_features
+        self.train_accuracies, self.val_accuracies, self.test_accuracies = (
+            _accuracies(classes, stage) for stage in get_args(Stage)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, C)`` of ``(B, 3, H, W)`` float images."""
+        logits: Tensor = self.net(images)
+        return logits
+
+    def embed(self, images: Tensor) -> Tensor:
+        """fc7 activations ``(B, 4096)`` of ``(B, 3, H, W)`` float images (section 6.1)."""
+        return self.net.embed(images)
+
+    def log_probabilities(self, images: Tensor) -> Tensor:
+        """Log-probabilities ``(B, C)`` of ``(B, 3, H, W)`` images or of ``(B, crops, 3, H, W)`` views of them.
+
+        Several views are averaged after the softmax, as in section 4.1: "averaging the predictions made by the
+        network's softmax layer on the ten patches".
+        """
+        if images.dim() == 4:
+            return F.log_softmax(self(images), dim=1)
+        views = self(images.flatten(0, 1)).unflatten(0, images.shape[:2])  # (B, crops, C)
+        return F.log_softmax(views, dim=2).logsumexp(1) - float(np.log(images.shape[1]))
+
+    def model_step(self, batch: tuple[Tensor, Tensor], stage: Stage) -> Tensor:
+        """Loss and metrics of a batch, the same for the three stages. Metrics are logged once an epoch."""
+        images, targets = batch
+        log_probabilities = self.log_probabilities(images)
+        loss = F.nll_loss(log_probabilities, targets)
+        accuracies: MetricCollection = getattr(self, f"{stage}_accuracies")
+        accuracies.update(log_probabilities.detach(), targets)
+        self.log(f"{stage}/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(targets), sync_dist=True)
+        self.log_dict(accuracies, on_step=False, on_epoch=True, batch_size=len(targets))
+        return loss
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Give this step's dropout numbers of its own, which nothing before it changes, a callback or a restart."""
+        keys = (self.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Lightning's hook. The accuracies are those of the augmented images, with dropout, while the epoch goes on."""
+        loss = self.model_step(batch, "train")
+        self.log("train/loss_step", loss.detach(), on_step=True, on_epoch=False, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Lightning's hook."""
+        self.model_step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Lightning's hook."""
+        self.model_step(batch, "test")
+
+    def configure_optimizers(self) -> Any:
+        """SGD and the schedule."""
+        optimizer = torch.optim.SGD(
+            self.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True
+        )
+        scheduler: LRScheduler
+        if self.schedule == "plateau":
+            # min_lr: three cuts. threshold 0: any better validation top-1 counts as an improvement.
+            plateau = ReduceLROnPlateau(
+                optimizer, mode="max", factor=0.1, patience=self.patience, threshold=0.0, min_lr=self.lr * 1e-3
+            )
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val/top1"}}
+        if self.schedule == "milestones":
+            scheduler = MultiStepLR(optimizer, self.milestones, gamma=0.1)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
+        if self.schedule == "one_cycle":
+            steps = int(self.trainer.estimated_stepping_batches)
+            scheduler = OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=self.warmup, cycle_momentum=False)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return optimizer
+
+
+def _accuracies(classes: int, stage: str) -> MetricCollection:
+    """Top-1 and top-5 over all images alike: torchmetrics averages over classes unless told ``micro``."""
+    return MetricCollection(
+        {
+            name: MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", validate_args=False)
+            for name, k in (("top1", 1), ("top5", 5))
+        },
+        prefix=f"{stage}/",
+    )

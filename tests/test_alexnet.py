@@ -1,0 +1,212 @@
+"""The network held to the paper: parameter counts, the layer table of section 3.5, initialisation, and each switch."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.alexnet import AlexNet, conv1_size, smallest_image_size
+
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+
+
+@pytest.mark.parametrize(
+    ("groups", "num_classes", "count"),
+    [(2, 1000, 60_965_224), (2, 10, 56_909_194), (1, 1000, 62_378_344), (1, 10, 58_322_314)],
+)
+def test_parameter_counts(groups: int, num_classes: int, count: int) -> None:
+    with torch.device("meta"):
+        net = AlexNet(num_classes=num_classes, groups=groups)
+    assert sum(p.numel() for p in net.parameters()) == count
+
+
+def shapes(net: AlexNet, images: Tensor) -> dict[str, tuple[int, ...]]:
+    seen: dict[str, tuple[int, ...]] = {}
+    for name in LAYERS:
+        net.get_submodule(name).register_forward_hook(
+            lambda _module, _args, output, name=name: seen.__setitem__(name, tuple(output.shape[1:]))
+        )
+    net(images)
+    return seen
+
+
+def test_layer_table_at_224() -> None:
+    net = AlexNet().eval()
+    with torch.no_grad():
+        seen = shapes(net, torch.zeros(1, 3, 224, 224))
+        assert net.features(torch.zeros(1, 3, 224, 224)).shape == (1, 256, 6, 6)
+    assert seen == {
+        "conv1": (96, 55, 55),
+        "conv2": (256, 27, 27),
+        "conv3": (384, 13, 13),
+        "conv4": (384, 13, 13),
+        "conv5": (256, 13, 13),
+        "fc6": (4096,),
+        "fc7": (4096,),
+        "fc8": (10,),
+    }
+    kernels = {name: tuple(net.get_submodule(name).weight.shape) for name in LAYERS[:5]}
+    assert kernels == {  # "256 kernels of size 5 x 5 x 48", and so on
+        "conv1": (96, 3, 11, 11),
+        "conv2": (256, 48, 5, 5),
+        "conv3": (384, 256, 3, 3),
+        "conv4": (384, 192, 3, 3),
+        "conv5": (256, 192, 3, 3),
+    }
+
+
+def test_neurons_add_up_to_the_papers() -> None:
+    """Section 3.5: 253,440 - 186,624 - 64,896 - 64,896 - 43,264 - 4096 - 4096 - 1000.
+
+    The first of these is known to be inconsistent with the paper's own figure and code: 55 x 55 x 96 are 290,400.
+    """
+    with torch.no_grad():
+        seen = shapes(AlexNet(num_classes=1000).eval(), torch.zeros(1, 3, 224, 224))
+    assert [math.prod(seen[name]) for name in LAYERS] == [
+        290_400,
+        186_624,
+        64_896,
+        64_896,
+        43_264,
+        4096,
+        4096,
+        1000,
+    ]
+
+
+def test_224_is_227_with_zeros_on_the_right_and_at_the_bottom() -> None:
+    net = AlexNet().eval()
+    images = torch.randn(1, 3, 224, 224)
+    padded = torch.zeros(1, 3, 227, 227)
+    padded[:, :, :224, :224] = images
+    assert conv1_size(224, 4) == 55
+    seen: list[Tensor] = []
+    net.conv1.register_forward_hook(lambda _module, _args, output: seen.append(output.clone()))
+    with torch.no_grad():
+        net(images)
+        expected = nn.functional.conv2d(padded, net.conv1.weight, net.conv1.bias, stride=4)
+    torch.testing.assert_close(seen[0], expected)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("overlap_pooling", [True, False])
+def test_smallest_image(stride: int, overlap_pooling: bool) -> None:
+    smallest = smallest_image_size(stride)
+    for image_size in (smallest, smallest + 1, 64):
+        net = AlexNet(image_size=image_size, conv1_stride=stride, overlap_pooling=overlap_pooling).eval()
+        assert net(torch.zeros(1, 3, image_size, image_size)).shape == (1, 10)
+    with pytest.raises(ValueError, match=f"smallest image .* is {smallest} pixels"):
+        AlexNet(image_size=smallest - 1, conv1_stride=stride)
+
+
+@pytest.mark.parametrize("image_size", [24, 31, 32, 48, 64, 65])
+def test_both_poolings_give_equivalent_dimensions(image_size: int) -> None:
+    overlapping, plain = (
+        AlexNet(image_size=image_size, conv1_stride=2, overlap_pooling=flag) for flag in (True, False)
+    )
+    images = torch.zeros(1, 3, image_size, image_size)
+    with torch.no_grad():
+        assert shapes(overlapping, images) == shapes(plain, images)
+
+
+@pytest.mark.parametrize("init", ["paper", "code", "he"])
+def test_initialisation(init: str) -> None:
+    torch.manual_seed(0)
+    net = AlexNet(init=init)
+    for name in LAYERS:
+        layer = net.get_submodule(name)
+        fan_in = layer.weight[0].numel()
+        expected = {
+            "paper": 0.01,
+            "code": 0.03 if name in ("conv3", "conv4", "conv5") else 0.01,
+            "he": math.sqrt(2 / fan_in),
+        }[init]
+        bias = 1.0 if init != "he" and name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0
+        tolerance = 5 / math.sqrt(2 * layer.weight.numel())  # five standard errors of a standard deviation
+        assert layer.weight.std().item() == pytest.approx(expected, rel=tolerance), name
+        assert layer.bias.unique().tolist() == [bias], name
+
+
+def test_groups_do_not_see_each_other() -> None:
+    """Section 3.2: with two groups, the second half of conv2's maps has no connection to the first half of conv1's."""
+    for groups, independent in ((2, True), (1, False)):
+        net = AlexNet(image_size=64, conv1_stride=2, groups=groups, lrn=False).eval()
+        seen: list[Tensor] = []
+        net.conv2.register_forward_hook(lambda _module, _args, output, seen=seen: seen.append(output.clone()))
+        images = torch.randn(1, 3, 64, 64)
+        with torch.no_grad():
+            net(images)
+            net.conv1.weight[:48] *= -1
+            net(images)
+        assert torch.equal(seen[0][:, 128:], seen[1][:, 128:]) is independent
+        assert not torch.equal(seen[0][:, :128], seen[1][:, :128])
+
+
+def test_lrn_sits_after_the_relu_of_conv1_and_conv2() -> None:
+    net = AlexNet(image_size=64, conv1_stride=2)
+    inputs: list[Tensor] = []
+    net.norm.register_forward_hook(lambda _module, args, _output: inputs.append(args[0].clone()))
+    net(torch.randn(2, 3, 64, 64))
+    assert [tuple(x.shape) for x in inputs] == [(2, 96, 28, 28), (2, 256, 14, 14)]
+    assert all((x >= 0).all() for x in inputs)
+
+
+def test_switches_change_the_network() -> None:
+    common = {"image_size": 64, "conv1_stride": 2, "init": "he"}
+    images = 50 * torch.randn(4, 3, 64, 64)
+    outputs = []
+    for switch in (
+        {},
+        {"lrn": False},
+        {"lrn_constants": "code"},
+        {"overlap_pooling": False},
+        {"activation": "tanh"},
+    ):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            outputs.append(AlexNet(**common, **switch).eval()(images))
+    for i in range(len(outputs)):
+        for j in range(i):
+            assert not torch.allclose(outputs[i], outputs[j], rtol=1e-3), (i, j)
+
+
+def test_embedding_is_fc7_after_its_relu_and_fc8_follows() -> None:
+    net = AlexNet(image_size=64, conv1_stride=2, init="he").eval()
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        embedding = net.embed(images)
+        torch.testing.assert_close(net.fc8(embedding), net(images))
+    assert embedding.shape == (3, 4096)
+    assert embedding.min() == 0
+
+
+def test_dropout_is_on_fc6_and_fc7_in_training_only() -> None:
+    net = AlexNet(image_size=64, conv1_stride=2, init="he", activation="tanh")  # tanh is never 0 by itself
+    images = torch.randn(8, 3, 64, 64)
+    zeros = (net.embed(images) == 0).float().mean().item()
+    assert zeros == pytest.approx(0.5, abs=0.02)
+    assert (net.eval().embed(images) != 0).all()
+    assert (AlexNet(image_size=64, conv1_stride=2, activation="tanh", dropout=0).embed(images) != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"image_size": 16}, "image_size: 16 leaves no pixel"),
+        ({"groups": 3}, "groups: 3 is not one of 1, 2"),
+        ({"init": "xavier"}, "init: 'xavier' is not one of"),
+        ({"activation": "gelu"}, "activation: 'gelu' is not one of"),
+        ({"dropout": 1.0}, "dropout: expected a probability"),
+        ({"lrn_constants": "torch"}, "lrn_constants: 'torch' is not one of"),
+        ({"num_classes": 0}, "num_classes"),
+    ],
+)
+def test_bad_arguments(argument: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AlexNet(**argument)
+
+
+def test_images_of_another_size() -> None:
+    with pytest.raises(ValueError, match=r"expected \(B, 3, 64, 64\), got \(1, 3, 32, 32\)"):
+        AlexNet(image_size=64, conv1_stride=2)(torch.zeros(1, 3, 32, 32))
