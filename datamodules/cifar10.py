@@ -1,0 +1,321 @@
+"""CIFAR10DataModule: which images, split how, augmented how, in batches.
+
+Images stay in memory as one uint8 tensor. A batch is one gather, and all that happens to it happens to the whole
+batch on the device it was moved to: crop, flip, lighting (section 4.1), normalisation, resizing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from datamodules import shapes10, sources
+from datamodules.augment import Draws, centre_crop, crop_and_flip, draw, resize, ten_crops
+from datamodules.pca_lighting import RGBStatistics, fit_rgb_pca, pca_lighting
+from datamodules.subset import Split, balanced_split
+
+View = Literal["augmented", "centre", "ten_crops"]
+SIZE = 32  # height and width of the stored images
+
+
+class RawBatch(NamedTuple):
+    """A batch as it lies in memory, and how it wants to be looked at.
+
+    Attributes:
+        images: ``(B, 3, 32, 32)`` uint8.
+        targets: ``(B,)`` int64.
+        places: ``(B,)`` int64, the images' places in their data set: their rows in the epoch's table of augmentations.
+        view: What the DataModule makes of it on the device.
+    """
+
+    images: Tensor
+    targets: Tensor
+    places: Tensor
+    view: View
+
+
+class ImageSet(Dataset[RawBatch]):
+    """The images at ``indices``, which are not copied, in that order."""
+
+    def __init__(self, images: Tensor, targets: Tensor, indices: Tensor, view: View) -> None:
+        self.images, self.targets, self.indices, self.view = images, targets, indices, view
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.indices)
+
+    def __getitems__(self, index: list[int]) -> RawBatch:
+        """A whole batch by one gather; ``DataLoader`` calls this instead of one ``__getitem__`` an image."""
+        places = torch.tensor(index)
+        return RawBatch(self.images[self.indices[places]], self.targets[self.indices[places]], places, self.view)
+
+
+class EpochSampler(DistributedSampler[RawBatch]):
+    """Which images this process takes, in which order: a function of (seed, epoch), so a resumed run can repeat it.
+
+    In training every process gets as many images (DistributedSampler repeats a few at the end to even them out); in
+    evaluation each image comes exactly once over all processes, so that the metrics are those of one process.
+    """
+
+    def __init__(self, dataset: ImageSet, shuffle: bool, seed: int, num_replicas: int, rank: int) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
+        self.length = len(dataset)
+
+    def __iter__(self) -> Iterator[int]:  # type: ignore[override]
+        """Places in the data set."""
+        if self.shuffle:
+            return super().__iter__()  # type: ignore[return-value]
+        return iter(range(self.rank, self.length, self.num_replicas))
+
+    def __len__(self) -> int:
+        """How many of them come to this process."""
+        return super().__len__() if self.shuffle else len(range(self.rank, self.length, self.num_replicas))
+
+
+def random_stream(*keys: int) -> torch.Generator:
+    """A generator on the CPU whose numbers depend on all keys, say (seed, epoch), and on nothing else."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1))
+
+
+class CIFAR10DataModule(LightningDataModule):
+    """CIFAR-10, or its stand-in shapes10, ready for the network.
+
+    Args:
+        root: Folder that is searched for CIFAR-10, and into which it is downloaded: ``cifar-10-batches-py/``,
+            ``cifar-10-python.tar.gz`` or class folders ``train/<class>/*.png``, also one level down in ``cifar10/``.
+        source: ``cifar10``; ``shapes10``, ten classes of shapes that the project draws itself; or ``auto``, CIFAR-10
+            where it is found or can be downloaded, else shapes10.
+        download: Fetch CIFAR-10 where it is not found.
+        subset_size: Images to train on, the same number from each class; ``null`` takes all but the validation's.
+        val_size: Images cut from the training split for validation, the same number from each class.
+        split_seed: Chooses the images of both. Apart from ``seed``, so that runs of several seeds see the same images.
+        batch_size: Images a step and process.
+        image_size: Height and width in pixels that the network takes.
+        crop_size: Height and width in pixels of the square that is cut from the 32x32 image before it is resized.
+            28 of 32 is the paper's 224 of 256; 32 with ``crop_padding`` 4 shifts the whole image, as is usual here.
+        crop_padding: Pixels by which images are padded, by reflection, before the crop. 0 and ``crop_size`` 32: none.
+        flip: Mirror half of the training images.
+        lighting_std: Standard deviation of the PCA lighting's draws, 0.1 in section 4.1; 0 switches it off.
+        input_scale: ``unit`` divides by the training set's standard deviation per channel after its mean is subtracted.
+            ``raw`` is the paper's "(centered) raw RGB values", 0 to 255 less the mean (section 2): 60 times as large.
+        test_crops: 1 tests the centre crop; 10 the ten crops of section 4.1.
+        seed: Of the order and the augmentation: both are functions of (seed, epoch, image).
+
+    Raises:
+        ValueError: If an argument is out of its range.
+        DataError: If there are no data, or they are damaged (on ``prepare_data`` and ``setup``).
+
+    Source:
+        Krizhevsky et al. 2012, sections 2 and 4.1.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        source: Literal["cifar10", "shapes10", "auto"] = "cifar10",
+        download: bool = True,
+        subset_size: int | None = None,
+        val_size: int = 5000,
+        split_seed: int = 0,
+        batch_size: int = 128,
+        image_size: int = 224,
+        crop_size: int = 28,
+        crop_padding: int = 0,
+        flip: bool = True,
+        lighting_std: float = 0.1,
+        input_scale: Literal["unit", "raw"] = "unit",
+        test_crops: Literal[1, 10] = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_at_least("batch_size", batch_size, 1)
+        _check_at_least("image_size", image_size, 1)
+        _check_at_least("crop_padding", crop_padding, 0)
+        _check_at_least("lighting_std", lighting_std, 0)
+        _check_at_least("seed", seed, 0)
+        _check_at_least("split_seed", split_seed, 0)
+        if not 1 <= crop_size <= SIZE + 2 * crop_padding or crop_padding >= SIZE:
+            raise ValueError(
+                f"--data.crop_size: {crop_size} with --data.crop_padding {crop_padding} does not fit into a "
+                f"{SIZE}x{SIZE} image. Choose 1 to {SIZE} pixels plus twice the padding, which is below {SIZE}."
+            )
+        _check_choice("source", source, ("cifar10", "shapes10", "auto"))
+        _check_choice("input_scale", input_scale, ("unit", "raw"))
+        _check_choice("test_crops", test_crops, (1, 10))
+        self.save_hyperparameters()
+        self.root, self.source, self.download = Path(root), source, download
+        self.subset_size, self.val_size, self.split_seed = subset_size, val_size, split_seed
+        self.batch_size, self.image_size, self.seed = batch_size, image_size, seed
+        self.crop_size, self.crop_padding, self.flip, self.lighting_std = crop_size, crop_padding, flip, lighting_std
+        self.input_scale, self.test_crops = input_scale, test_crops
+        self._layout: sources.Layout | None = None
+        self._resolved = False
+        self._splits: dict[str, tuple[Tensor, Tensor]] = {}
+        self._split: Split | None = None
+        self._statistics: RGBStatistics | None = None
+        self._draws: tuple[int, Draws] | None = None
+
+    # What there is
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Ten names, in the order of the labels."""
+        return sources.CLASSES if self._resolve() else shapes10.CLASSES
+
+    @property
+    def description(self) -> str:
+        """What the images are, for people: which data set, and whether lossless or a JPEG copy."""
+        layout = self._resolve()
+        return layout.description if layout else "shapes10 (drawn by this project; not CIFAR-10)"
+
+    def images_in(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+        """All of a split: images ``(N, 3, 32, 32)`` uint8 and targets ``(N,)`` int64. Read or drawn once."""
+        if split not in self._splits:
+            layout = self._resolve()
+            self._splits[split] = (
+                tuple(sources.load_cifar10(layout, split)) if layout else shapes10.draw_shapes10(split)  # type: ignore[assignment]
+            )
+        return self._splits[split]
+
+    @property
+    def split(self) -> Split:
+        """Places of the training and validation images in the training split."""
+        if self._split is None:
+            self._split = balanced_split(self.images_in("train")[1], self.subset_size, self.val_size, self.split_seed)
+        return self._split
+
+    @property
+    def statistics(self) -> RGBStatistics:
+        """Mean, spread and principal axes of the training images in use, or those that a checkpoint brought along."""
+        if self._statistics is None:
+            self._statistics = fit_rgb_pca(self.images_in("train")[0], self.split.train)
+        return self._statistics
+
+    def _resolve(self) -> sources.Layout | None:
+        if not self._resolved:
+            self._layout = sources.resolve_source(self.root, self.source, self.download)
+            self._resolved = True
+        return self._layout
+
+    # Lightning's hooks
+
+    def prepare_data(self) -> None:
+        """Find CIFAR-10 or download it, in one process a machine."""
+        self._resolve()
+
+    def setup(self, stage: str) -> None:
+        """Read what the stage needs, so that whatever is wrong with it shows before anything else is done."""
+        if stage == "test":
+            self.images_in("test")
+        elif stage in ("fit", "validate"):
+            self.split  # noqa: B018
+            self.statistics  # noqa: B018
+
+    def state_dict(self) -> dict[str, Any]:
+        """The statistics belong to the trained network: a checkpoint must not be tested with another subset's."""
+        return {key: value.clone() for key, value in self.statistics._asdict().items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the statistics from a checkpoint."""
+        self._statistics = RGBStatistics(**state_dict)
+
+    def train_dataloader(self) -> DataLoader[RawBatch]:
+        """Augmented, in a new order every epoch."""
+        return self._loader("train", self.split.train, "augmented", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[RawBatch] | list[Any]:
+        """The validation images, in order."""
+        return self._loader("train", self.split.val, "centre") if len(self.split.val) else []
+
+    def test_dataloader(self) -> DataLoader[RawBatch]:
+        """The test split, one crop or ten an image. ``test`` alone uses it."""
+        return self._loader("test", None, "ten_crops" if self.test_crops == 10 else "centre")
+
+    def gallery_dataloader(self) -> DataLoader[RawBatch]:
+        """The training images, in order and as they are, all of them in every process."""
+        return self._loader("train", self.split.train, "centre", shard=False)
+
+    def query_dataloader(self, stage: Literal["val", "test"]) -> DataLoader[RawBatch]:
+        """The validation or test images, likewise."""
+        if stage == "val":
+            return self._loader("train", self.split.val, "centre", shard=False)
+        return self._loader("test", None, "centre", shard=False)
+
+    def _loader(
+        self,
+        split: Literal["train", "test"],
+        indices: Tensor | None,
+        view: View,
+        shuffle: bool = False,
+        shard: bool = True,
+    ) -> DataLoader[RawBatch]:
+        images, targets = self.images_in(split)
+        dataset = ImageSet(images, targets, torch.arange(len(images)) if indices is None else indices, view)
+        replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if shard and self.trainer else (1, 0)
+        # No workers: a batch is one gather of a millisecond, which sending it to another process would only slow down.
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=EpochSampler(dataset, shuffle, self.seed, replicas, rank),
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make the network's input of a raw batch: images ``(B, 3, image_size, image_size)`` and targets."""
+        if not isinstance(batch, RawBatch):
+            return batch  # somebody else's loader, or Lightning's second call
+        if batch.view == "augmented":
+            draws = self._epoch_draws().rows(batch.places)
+            crops = crop_and_flip(batch.images, draws.top, draws.left, draws.flip, self.crop_size, self.crop_padding)
+            return self._to_input(crops, draws.alphas if self.lighting_std else None), batch.targets
+        if batch.view == "ten_crops":
+            crops = ten_crops(batch.images, self.crop_size, self.crop_padding)
+            return self._to_input(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]), batch.targets
+        return self._to_input(centre_crop(batch.images, min(self.crop_size, SIZE))), batch.targets
+
+    def _epoch_draws(self) -> Draws:
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        if self._draws is None or self._draws[0] != epoch:
+            slack = SIZE + 2 * self.crop_padding - self.crop_size
+            stream = random_stream(self.seed, epoch)
+            self._draws = epoch, draw(len(self.split.train), slack, self.flip, self.lighting_std, stream)
+        return self._draws[1]
+
+    def _to_input(self, images: Tensor, alphas: Tensor | None = None) -> Tensor:
+        """uint8 to the network's input. Resized last: lighting and scale are the same for all pixels of an image, so
+        doing them on the small image gives the same for a fraction of the work."""
+        mean, std, eigvecs, eigvals = (t.to(images.device) for t in self.statistics)
+        x = images.float() / 255
+        if alphas is not None:
+            x = pca_lighting(x, eigvecs, eigvals, alphas)
+        scale = 1 / std.clamp_min(1 / 255) if self.input_scale == "unit" else torch.full_like(std, 255.0)
+        x = (x - mean[:, None, None]) * scale[:, None, None]
+        return resize(x, self.image_size)
+
+    def to_rgb(self, images: Tensor) -> Tensor:
+        """The network's input ``(B, 3, H, W)`` back to RGB in ``[0, 1]``."""
+        mean, std = (t.to(images.device)[:, None, None] for t in self.statistics[:2])
+        scale = std.clamp_min(1 / 255) if self.input_scale == "unit" else 1 / 255
+        return (images * scale + mean).clamp(0, 1)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _check_at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ValueError(f"--data.{name}: {value} is below {least}. Choose {least} or more.")
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"--data.{name}: {value!r} is not one of {', '.join(map(str, choices))}.")

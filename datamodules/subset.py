@@ -1,0 +1,62 @@
+"""Class-balanced splits and subsets: which images train, and which validate. Pure functions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Split(NamedTuple):
+    """Positions in the training split, ascending: ``train`` and ``val``, both ``(n,)`` int64, without a common one."""
+
+    train: Tensor
+    val: Tensor
+
+
+def balanced_split(targets: Tensor, subset_size: int | None, val_size: int, seed: int) -> Split:
+    """Choose the same number of images from every class, for validation and for training.
+
+    Every class is shuffled once. Validation takes the first images of each, training the next: so a validation set
+    stays the same whatever ``subset_size`` is, and a smaller subset lies within a larger one.
+
+    Args:
+        targets: ``(N,)`` int64, the labels of the training split; every class at least once.
+        subset_size: Images to train on, a multiple of the number of classes; ``None`` takes all that are left.
+        val_size: Images to validate on, a multiple of the number of classes; 0 for none.
+        seed: Chooses the images. The same ones on every machine: numpy has frozen ``RandomState``'s numbers for good,
+            which it promises neither for ``Generator`` nor torch for ``randperm``.
+
+    Returns:
+        The split. With ``subset_size=None``, classes of unequal size stay unequal.
+
+    Raises:
+        ValueError: If a size is no multiple of the number of classes, out of range, or more than there is.
+    """
+    classes = int(targets.max()) + 1
+    counts = torch.bincount(targets, minlength=classes)
+    available = int(counts.min()) * classes
+    for name, size, least in (("val_size", val_size, 0), ("subset_size", subset_size, classes)):
+        if size is not None and (size < least or size % classes):
+            raise ValueError(
+                f"--data.{name}: {size} is not a multiple of {classes}, at least {least}; "
+                f"the same number is taken from each of the {classes} classes. Choose such a number."
+            )
+    wanted = (subset_size or classes) + val_size
+    if wanted > available:
+        raise ValueError(
+            f"--data.{'val_size' if subset_size is None else 'subset_size'}: "
+            f"{subset_size or classes} images to train on and {val_size} to validate on are more than the {available} "
+            "there are with as many in each class. Choose fewer."
+        )
+    random = np.random.RandomState(seed)
+    train, val = [], []
+    for c in range(classes):
+        members = torch.from_numpy(random.permutation(np.flatnonzero(targets.numpy() == c)))
+        cut = val_size // classes
+        end = None if subset_size is None else cut + subset_size // classes
+        val.append(members[:cut])
+        train.append(members[cut:end])
+    return Split(torch.cat(train).sort().values, torch.cat(val).sort().values)
