@@ -1,0 +1,76 @@
+"""What several tests share: small data, a way to run the command line in this process, and the ``--slow`` switch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules import CIFAR10DataModule, shapes10
+
+# The smallest network there is: 24 pixels with stride 2 leave conv5's pool one pixel.
+TINY = {"image_size": 24, "conv1_stride": 2}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the slow tests too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test writes to the working directory is gone with it."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """shapes10 with 16 training and 6 test images a class."""
+    monkeypatch.setattr(shapes10, "_DEFAULT_PER_CLASS", {"train": 16, "test": 6})
+
+
+@pytest.fixture
+def datamodule(small_shapes: None) -> CIFAR10DataModule:
+    """100 training, 40 validation and 60 test images of shapes10, in batches of 32."""
+    return CIFAR10DataModule(
+        source="shapes10", subset_size=100, val_size=40, batch_size=32, crop_size=32, crop_padding=4, image_size=24
+    )
+
+
+@pytest.fixture
+def fit(small_shapes: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run ``fit.py`` with the given words in this process, on small data unless they say otherwise; its exit status."""
+
+    def run(*words: str, small: bool = True) -> int:
+        from fit import main
+
+        shrink = (
+            "--data.source=shapes10 --data.subset_size=100 --data.val_size=40 --data.batch_size=32 "
+            "--model.image_size=24 --trainer.max_epochs=2 --trainer.enable_progress_bar=false "
+            "--trainer.enable_model_summary=false --trainer.num_sanity_val_steps=0"
+        ).split()
+        subcommand = [words[0]] if words and not words[0].startswith("-") else []
+        argv = [*subcommand, *(shrink if small else []), *words[len(subcommand) :]]
+        monkeypatch.setattr(sys, "argv", ["scripts/fit.py", *argv])
+        try:
+            main()
+        except SystemExit as exit_:
+            return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        return 0
+
+    return run
+
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights."""
+    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return weights

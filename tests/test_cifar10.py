@@ -1,0 +1,212 @@
+"""The DataModule: who gets which image, in which order, and what is done to it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as tv
+
+from datamodules import CIFAR10DataModule
+from datamodules.cifar10 import EpochSampler, ImageSet, RawBatch
+from datamodules.sources import DataError
+
+
+def batches(datamodule: CIFAR10DataModule, loader: str, *args: str) -> list[RawBatch]:
+    return list(getattr(datamodule, loader)(*args))
+
+
+def images_of(raw: list[RawBatch]) -> set[bytes]:
+    return {image.numpy().tobytes() for batch in raw for image in batch.images}
+
+
+def test_splits_are_apart_and_whole(datamodule: CIFAR10DataModule) -> None:
+    train, val, test = (images_of(batches(datamodule, f"{name}_dataloader")) for name in ("train", "val", "test"))
+    assert (len(train), len(val), len(test)) == (100, 40, 60)
+    assert not train & val
+    assert not (train | val) & test
+    assert images_of(batches(datamodule, "gallery_dataloader")) == train
+    assert images_of(batches(datamodule, "query_dataloader", "val")) == val
+    assert images_of(batches(datamodule, "query_dataloader", "test")) == test
+
+
+def test_gallery_is_in_order_and_not_augmented(datamodule: CIFAR10DataModule) -> None:
+    raw = batches(datamodule, "gallery_dataloader")
+    assert torch.equal(torch.cat([b.places for b in raw]), torch.arange(100))
+    images, targets = datamodule.on_after_batch_transfer(raw[0], 0)
+    torch.testing.assert_close(
+        datamodule.to_rgb(images), F.interpolate(raw[0].images / 255, (24, 24), mode="bilinear", antialias=True)
+    )
+    assert torch.equal(targets, raw[0].targets)
+
+
+def test_order_is_a_function_of_seed_and_epoch(datamodule: CIFAR10DataModule) -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        dataset = ImageSet(torch.zeros(50, 1), torch.zeros(50), torch.arange(50), "augmented")
+        sampler = EpochSampler(dataset, True, seed, 1, 0)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(0, 3) == order(0, 3)
+    assert order(0, 3) != order(0, 4)
+    assert order(0, 3) != order(1, 3)
+    assert sorted(order(0, 3)) == list(range(50))
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_evaluation_sees_every_image_once_over_all_processes(replicas: int) -> None:
+    dataset = ImageSet(torch.zeros(64, 1), torch.zeros(64), torch.arange(64), "centre")
+    shards = [EpochSampler(dataset, False, 0, replicas, rank) for rank in range(replicas)]
+    assert sorted(i for shard in shards for i in shard) == list(range(64))
+    assert [len(shard) for shard in shards] == [len(list(shard)) for shard in shards]
+    training = [EpochSampler(dataset, True, 0, replicas, rank) for rank in range(replicas)]
+    assert {i for shard in training for i in shard} == set(range(64))
+    assert len({len(list(shard)) for shard in training}) == 1
+
+
+def test_lightning_leaves_the_samplers_alone(datamodule: CIFAR10DataModule) -> None:
+    """It would put its own, which repeats images, in the place of any that is no DistributedSampler."""
+    assert isinstance(datamodule.val_dataloader().sampler, torch.utils.data.DistributedSampler)
+
+
+@pytest.mark.parametrize("input_scale", ["unit", "raw"])
+def test_augmentation_is_crop_flip_lighting_scale_resize(small_shapes: None, input_scale: str) -> None:
+    datamodule = CIFAR10DataModule(
+        source="shapes10", val_size=0, batch_size=20, image_size=48, crop_size=28, input_scale=input_scale
+    )
+    batch = next(iter(datamodule.train_dataloader()))
+    got, _ = datamodule.on_after_batch_transfer(batch, 0)
+    draws = datamodule._epoch_draws()
+    mean, std, eigvecs, eigvals = (t.double() for t in datamodule.statistics)
+    assert draws.flip.any()
+    for i, place in enumerate(batch.places.tolist()):
+        image = batch.images[i, :, draws.top[place] :, draws.left[place] :][:, :28, :28]
+        image = tv.horizontal_flip(image) if draws.flip[place] else image
+        shift = eigvecs @ (draws.alphas[place].double() * eigvals.sqrt())
+        lit = image.double() / 255 + shift[:, None, None] - mean[:, None, None]
+        scaled = lit / std[:, None, None] if input_scale == "unit" else lit * 255
+        expected = F.interpolate(scaled[None], (48, 48), mode="bilinear")[0]
+        torch.testing.assert_close(got[i].double(), expected, rtol=1e-4, atol=1e-4 * scaled.abs().max().item())
+
+
+def test_an_image_is_augmented_the_same_in_any_batch(small_shapes: None) -> None:
+    seen = []
+    for batch_size in (7, 160):
+        datamodule = CIFAR10DataModule(source="shapes10", val_size=0, batch_size=batch_size, image_size=32, seed=5)
+        rows = torch.empty(160, 3, 32, 32)
+        for batch in datamodule.train_dataloader():
+            rows[batch.places], _ = datamodule.on_after_batch_transfer(batch, 0)
+        seen.append(rows)
+    assert torch.equal(*seen)
+
+
+def test_draws_change_with_the_epoch_and_the_seed(datamodule: CIFAR10DataModule) -> None:
+    class Epochs:
+        current_epoch, world_size, global_rank = 0, 1, 0
+
+    datamodule.trainer = Epochs()  # type: ignore[assignment]
+    tables = []
+    for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        datamodule.seed, Epochs.current_epoch = seed, epoch
+        datamodule._draws = None
+        tables.append(datamodule._epoch_draws().alphas)
+    assert torch.equal(tables[0], tables[3])
+    assert not torch.equal(tables[0], tables[1])
+    assert not torch.equal(tables[0], tables[2])
+
+
+def test_unit_scale_has_mean_0_and_deviation_1_over_the_training_images(small_shapes: None) -> None:
+    for scale, deviation in (("unit", 1.0), ("raw", None)):
+        datamodule = CIFAR10DataModule(
+            source="shapes10", subset_size=100, val_size=0, crop_size=32, image_size=32, input_scale=scale
+        )
+        inputs = torch.cat([datamodule.on_after_batch_transfer(b, 0)[0] for b in datamodule.gallery_dataloader()])
+        flat = inputs.permute(1, 0, 2, 3).flatten(1).double()
+        torch.testing.assert_close(flat.mean(1), torch.zeros(3).double(), atol=1e-2, rtol=0)
+        expected = torch.full((3,), deviation) if deviation else 255 * datamodule.statistics.std
+        torch.testing.assert_close(flat.std(1, correction=0), expected.double(), rtol=1e-4, atol=0)
+
+
+def test_ten_crops_at_the_test(small_shapes: None) -> None:
+    datamodule = CIFAR10DataModule(source="shapes10", val_size=0, image_size=56, test_crops=10)
+    batch = next(iter(datamodule.test_dataloader()))
+    views, _ = datamodule.on_after_batch_transfer(batch, 0)
+    assert views.shape == (60, 10, 3, 56, 56)
+    centre, _ = datamodule.on_after_batch_transfer(batch._replace(view="centre"), 0)
+    torch.testing.assert_close(views[:, 4], centre)
+    torch.testing.assert_close(views[:, 9], centre.flip(3))
+    corner = datamodule._to_input(batch.images[:, :, :28, :28])
+    torch.testing.assert_close(views[:, 0], corner)
+
+
+def test_statistics_travel_with_a_checkpoint(datamodule: CIFAR10DataModule, tmp_path: Path) -> None:
+    torch.save(datamodule.state_dict(), tmp_path / "state.pt")
+    other = CIFAR10DataModule(source="shapes10", subset_size=50, val_size=0)
+    assert not torch.equal(other.statistics.mean, datamodule.statistics.mean)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for theirs, ours in zip(other.statistics, datamodule.statistics, strict=True):
+        assert torch.equal(theirs, ours)
+
+
+def test_with_a_trainer_and_somebody_elses_module(datamodule: CIFAR10DataModule) -> None:
+    shapes = []
+
+    class Probe(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 10)
+
+        def training_step(self, batch, batch_idx):
+            images, targets = batch
+            shapes.append((tuple(images.shape), images.dtype, targets.dtype))
+            return F.cross_entropy(self.layer(images.mean((2, 3))), targets)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False).fit(Probe(), datamodule)
+    assert shapes == [((n, 3, 24, 24), torch.float32, torch.int64) for n in (32, 32, 32, 4)]
+
+
+def test_auto_takes_what_there_is_and_says_what(small_shapes: None, tmp_path: Path) -> None:
+    datamodule = CIFAR10DataModule(root=str(tmp_path), source="auto", download=False, val_size=0)
+    assert "not CIFAR-10" in datamodule.description
+    assert datamodule.class_names[0] == "disc"
+    with pytest.raises(DataError, match="--data.root: no CIFAR-10 in"):
+        CIFAR10DataModule(root=str(tmp_path), download=False).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"batch_size": 0}, "--data.batch_size: 0 is below 1"),
+        ({"image_size": 0}, "--data.image_size"),
+        ({"crop_size": 33}, "--data.crop_size: 33 with --data.crop_padding 0"),
+        ({"crop_padding": -1}, "--data.crop_padding: -1"),
+        ({"crop_padding": 32}, "--data.crop_size"),
+        ({"lighting_std": -0.1}, "--data.lighting_std"),
+        ({"lighting_std": float("nan")}, "--data.lighting_std"),
+        ({"source": "cifar100"}, "--data.source: 'cifar100' is not one of"),
+        ({"input_scale": "byte"}, "--data.input_scale"),
+        ({"test_crops": 5}, "--data.test_crops"),
+        ({"seed": -1}, "--data.seed"),
+    ],
+)
+def test_bad_arguments(argument: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CIFAR10DataModule(**argument)
+
+
+@pytest.mark.real_data
+def test_real_images(request: pytest.FixtureRequest) -> None:
+    root = request.config.rootpath / "data"
+    if not (root / "cifar10" / "train").is_dir():
+        pytest.skip("no real CIFAR-10 images in data/cifar10")
+    datamodule = CIFAR10DataModule(root=str(root), subset_size=5000, val_size=1000)
+    datamodule.setup("fit")
+    _, targets = datamodule.images_in("train")
+    assert torch.bincount(targets[datamodule.split.train]).tolist() == [500] * 10
+    # Published figures for the whole training split, to the sampling error of a tenth of it.
+    torch.testing.assert_close(datamodule.statistics.mean, torch.tensor([0.4914, 0.4822, 0.4465]), atol=0.01, rtol=0)
+    torch.testing.assert_close(datamodule.statistics.eigvals, torch.tensor([0.174, 0.0125, 0.0027]), atol=0.01, rtol=0.1)
