@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -151,7 +152,8 @@ class AlexNetClassifier(LightningModule):
             scheduler = MultiStepLR(optimizer, self.milestones, gamma=0.1)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
         if self.schedule == "one_cycle":
-            steps = int(self.trainer.estimated_stepping_batches)
+            # torch divides by zero where the rise is less than two steps: a run that short does not see the end.
+            steps = max(int(self.trainer.estimated_stepping_batches), math.ceil(2 / self.warmup))
             scheduler = OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=self.warmup, cycle_momentum=False)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         return optimizer

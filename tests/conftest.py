@@ -11,6 +11,9 @@ import torch
 
 from datamodules import CIFAR10DataModule, shapes10
 
+# Small tensors are quickest on one thread, and two would wait for each other on a busy machine.
+torch.set_num_threads(1)
+
 # The smallest network there is: 24 pixels with stride 2 leave conv5's pool one pixel.
 TINY = {"image_size": 24, "conv1_stride": 2}
 
@@ -53,11 +56,17 @@ def fit(small_shapes: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., in
     def run(*words: str, small: bool = True) -> int:
         from fit import main
 
-        shrink = (
-            "--data.source=shapes10 --data.subset_size=100 --data.val_size=40 --data.batch_size=32 "
-            "--model.image_size=24 --trainer.max_epochs=2 --trainer.enable_progress_bar=false "
-            "--trainer.enable_model_summary=false --trainer.num_sanity_val_steps=0"
-        ).split()
+        shrink = [
+            "--data.source=shapes10",
+            "--data.subset_size=100",
+            "--data.val_size=40",
+            "--data.batch_size=32",
+            "--model.image_size=24",
+            "--trainer.max_epochs=2",
+            "--trainer.enable_progress_bar=false",
+            "--trainer.enable_model_summary=false",
+            "--trainer.num_sanity_val_steps=0",
+        ]
         subcommand = [words[0]] if words and not words[0].startswith("-") else []
         argv = [*subcommand, *(shrink if small else []), *words[len(subcommand) :]]
         monkeypatch.setattr(sys, "argv", ["scripts/fit.py", *argv])

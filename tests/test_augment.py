@@ -27,9 +27,7 @@ def test_crop_and_flip_equals_padding_and_slicing(crop: int, padding: int) -> No
     got = crop_and_flip(images, draws.top, draws.left, draws.flip, crop, padding)
     assert got.dtype == torch.uint8
     for i in range(40):
-        expected = by_hand(
-            images[i], int(draws.top[i]), int(draws.left[i]), bool(draws.flip[i]), crop, padding
-        )
+        expected = by_hand(images[i], int(draws.top[i]), int(draws.left[i]), bool(draws.flip[i]), crop, padding)
         np.testing.assert_array_equal(got[i].numpy(), expected)
 
 

@@ -209,4 +209,6 @@ def test_real_images(request: pytest.FixtureRequest) -> None:
     assert torch.bincount(targets[datamodule.split.train]).tolist() == [500] * 10
     # Published figures for the whole training split, to the sampling error of a tenth of it.
     torch.testing.assert_close(datamodule.statistics.mean, torch.tensor([0.4914, 0.4822, 0.4465]), atol=0.01, rtol=0)
-    torch.testing.assert_close(datamodule.statistics.eigvals, torch.tensor([0.174, 0.0125, 0.0027]), atol=0.01, rtol=0.1)
+    torch.testing.assert_close(
+        datamodule.statistics.eigvals, torch.tensor([0.174, 0.0125, 0.0027]), atol=0.01, rtol=0.1
+    )

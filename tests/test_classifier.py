@@ -12,7 +12,7 @@ from lightning_modules import AlexNetClassifier
 
 
 def test_accuracies_count_images_not_classes() -> None:
-    """40 images of class 0, all right, and one of class 1, wrong: 40 of 41, where an average over classes says a half."""
+    """40 of class 0, all right, and one of class 1, wrong: 40 of 41, where an average over classes says a half."""
     model = AlexNetClassifier(**TINY)
     logits = torch.zeros(41, 10)
     logits[:, 0] = 5

@@ -37,9 +37,7 @@ def test_is_the_written_formula(size: int, beta: float) -> None:
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_fewer_channels_than_the_window(channels: int) -> None:
     x = images(2, channels, 3, 3)
-    torch.testing.assert_close(
-        local_response_norm(x, **STRONG), written_formula(x, **STRONG), rtol=1e-14, atol=0
-    )
+    torch.testing.assert_close(local_response_norm(x, **STRONG), written_formula(x, **STRONG), rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5])
@@ -60,9 +58,7 @@ def test_values_and_gradients_equal_torch(size: int, memory_format: torch.memory
 def test_the_conventions_are_a_factor_of_five_in_torchs_alpha() -> None:
     x = images(2, 96, 5, 5, scale=100)
     for name, alpha in {"text": 5e-4, "code": 1e-4}.items():
-        torch.testing.assert_close(
-            LocalResponseNorm.of(name)(x), nn.LocalResponseNorm(5, alpha, 0.75, 2.0)(x)
-        )
+        torch.testing.assert_close(LocalResponseNorm.of(name)(x), nn.LocalResponseNorm(5, alpha, 0.75, 2.0)(x))
     with pytest.raises(ValueError, match="lrn_constants: 'caffe'"):
         LocalResponseNorm.of("caffe")
 
@@ -99,13 +95,9 @@ def test_empty_batch_and_odd_layouts() -> None:
     out.sum().backward()
     assert out.shape == empty.shape == empty.grad.shape
     x = images(4, 6, 8, 8)[:, :, ::2, 1:7].transpose(2, 3)  # not dense
-    torch.testing.assert_close(
-        local_response_norm(x, **STRONG), written_formula(x, **STRONG), rtol=1e-14, atol=0
-    )
+    torch.testing.assert_close(local_response_norm(x, **STRONG), written_formula(x, **STRONG), rtol=1e-14, atol=0)
     flat = images(4, 10)
-    torch.testing.assert_close(
-        local_response_norm(flat, **STRONG), written_formula(flat, **STRONG), rtol=1e-14, atol=0
-    )
+    torch.testing.assert_close(local_response_norm(flat, **STRONG), written_formula(flat, **STRONG), rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -115,9 +107,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     out = local_response_norm(leaf, **STRONG)
     out.sum().backward()
     assert out.dtype == leaf.grad.dtype == dtype
-    torch.testing.assert_close(
-        out.double(), written_formula(x, **STRONG), rtol=2 * torch.finfo(dtype).eps, atol=1e-6
-    )
+    torch.testing.assert_close(out.double(), written_formula(x, **STRONG), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 
 def test_under_autocast() -> None:

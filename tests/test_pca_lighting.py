@@ -44,9 +44,7 @@ def test_shift_is_the_papers_product_with_standard_deviations() -> None:
     for b in range(4):
         expected = sum(eigvecs[:, j] * alphas[b, j] * eigvals[j] ** 0.5 for j in range(3))
         difference = shifted[b] - images[b]
-        torch.testing.assert_close(
-            difference, expected[:, None, None].expand_as(difference), rtol=1e-12, atol=1e-15
-        )
+        torch.testing.assert_close(difference, expected[:, None, None].expand_as(difference), rtol=1e-12, atol=1e-15)
 
 
 def test_shifts_have_a_hundredth_of_the_training_sets_covariance() -> None:
@@ -54,9 +52,7 @@ def test_shifts_have_a_hundredth_of_the_training_sets_covariance() -> None:
     images = coloured_images(50)
     statistics = fit_rgb_pca(images)
     alphas = 0.1 * torch.randn(200_000, 3, generator=torch.Generator().manual_seed(1))
-    shifts = pca_lighting(
-        torch.zeros(200_000, 3, 1, 1), statistics.eigvecs, statistics.eigvals, alphas
-    ).flatten(1)
+    shifts = pca_lighting(torch.zeros(200_000, 3, 1, 1), statistics.eigvecs, statistics.eigvals, alphas).flatten(1)
     pixels = images.permute(1, 0, 2, 3).reshape(3, -1).double() / 255
     torch.testing.assert_close(shifts.T.cov().double(), 0.01 * pixels.cov(), rtol=0.03, atol=1e-6)
 

@@ -1,0 +1,172 @@
+"""What is around ``fit.py``'s experiment: subcommands, defaults, settings from checkpoints, one-line refusals."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from memory import keep_memory
+
+from datamodules import sources
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+SUBCOMMANDS = ("fit", "validate", "test")
+# A checkpoint brings its own data settings along, but not where the data lie or what follows from other settings.
+NOT_FROM_CHECKPOINTS = {"model": {"_instantiator", "seed"}, "data": {"_instantiator", "seed", "image_size", "root"}}
+
+
+def quieten() -> None:
+    """Leave out what Lightning says on every run and nobody can do anything about."""
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are gathered, not loaded
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of a deprecated name
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    log.addFilter(lambda record: "litlogger" not in record.getMessage() and "TPU available" not in record.getMessage())
+
+
+def refuse(message: str) -> NoReturn:
+    """End the program with one line that says what is wrong and what to do, and exit status 2."""
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn refusals of settings and data into one line; for use before training starts, never around it."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if logging.getLogger().isEnabledFor(logging.DEBUG):
+            raise
+        refuse(str(error))
+
+
+class OneLineParser(LightningArgumentParser):
+    """jsonargparse's parser with its complaints on one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """A misspelt key, a value of the wrong type, a missing config file."""
+        refuse(f"{message.rstrip('. ')}. See `python scripts/fit.py --help` for what there is.")
+
+
+class ExperimentCLI(LightningCLI):
+    """LightningCLI with ``fit`` as the default subcommand and ``configs/default.yaml`` as the default config."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # DDP starts its other processes from sys.argv, so what is meant has to be written there.
+        if len(sys.argv) == 1 or sys.argv[1].startswith("-"):
+            sys.argv.insert(1, "fit")
+        quieten()
+        default = {"default_config_files": [str(CONFIGS / "default.yaml")]}
+        super().__init__(
+            *args,
+            parser_class=OneLineParser,
+            parser_kwargs={name: dict(default) for name in SUBCOMMANDS},
+            auto_configure_optimizers=False,
+            **kwargs,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, less ``predict``: there are no images without labels here."""
+        return {name: LightningCLI.subcommands()[name] for name in SUBCOMMANDS}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """A plain whole number as the seed: model and data are given the same."""
+        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of all of the run's random numbers.")
+        parser.add_argument(
+            "--keep_memory", type=bool, default=True, help="Keep freed memory in the process (Linux): a faster step."
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; where there is a checkpoint, again, with its settings between the defaults and the command line."""
+        super().parse_arguments(parser, args)
+        name = self.config.subcommand
+        ckpt_path = self.config[name].ckpt_path
+        if ckpt_path is None:
+            if name != "fit":
+                refuse(f"--ckpt_path: `{name}` without a checkpoint would score random weights. Name a .ckpt file.")
+            return
+        path = newest_checkpoint(Path("logs")) if ckpt_path == "last" else Path(ckpt_path)
+        settings = checkpoint_settings(path)
+        print(f"model and data settings come from {path}; -c and flags override them")
+        words = args if args is not None else sys.argv[1:]
+        self.config = parser.parse_args([words[0], "-c", yaml.safe_dump(settings), *words[1:]])
+        self.config[name].ckpt_path = str(path)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning's version lets a checkpoint override flags without a word; ours is in parse_arguments."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settle which data are meant, once, so that the run's name, its config and its checkpoints all say it."""
+        config = self.config[self.subcommand]
+        if config.keep_memory:
+            keep_memory()
+        with one_line_errors():
+            layout = sources.resolve_source(Path(config.data.root), config.data.source, config.data.download)
+        config.data.source = "cifar10" if layout else "shapes10"
+        logger = config.trainer.get("logger")
+        if layout is None and hasattr(logger, "init_args") and not str(logger.init_args.name).endswith("-shapes10"):
+            logger.init_args.name = f"{logger.init_args.name}-shapes10"
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer."""
+        with one_line_errors():
+            super().instantiate_classes()
+
+
+def newest_checkpoint(logs: Path) -> Path:
+    """The ``last.ckpt`` written last by any run below ``logs``."""
+    found = sorted(logs.glob("*/version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        refuse(f"--ckpt_path last: no run below {logs}/ has a checkpoints/last.ckpt. Name a .ckpt file.")
+    return found[-1]
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's contents without running any code of its own, or refuse it in one line."""
+    if not path.is_file():
+        refuse(f"--ckpt_path: {path} is no file. Name one, such as logs/alexnet/version_0/checkpoints/best.ckpt.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        refuse(f"{path}: holds more than tensors and plain values, or is no checkpoint. Use one that fit.py wrote.")
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        refuse(f"{path}: can't be read as a checkpoint ({reason}). Use one that fit.py wrote.")
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        refuse(f"{path}: has no state_dict. Use a checkpoint that fit.py wrote.")
+    return checkpoint
+
+
+def checkpoint_settings(path: Path) -> dict[str, Any]:
+    """The model's and the data's settings that a checkpoint was trained with, as a config."""
+    checkpoint = load_checkpoint(path)
+    settings: dict[str, Any] = {}
+    for key, name in (("hyper_parameters", "model"), ("datamodule_hyper_parameters", "data")):
+        values = checkpoint.get(key, {})
+        if name == "model" and "seed" in values:
+            settings["seed_everything"] = values["seed"]
+        settings[name] = {k: v for k, v in values.items() if k not in NOT_FROM_CHECKPOINTS[name]}
+    return settings
+
+
+def check_checkpoint(path: Path, model: torch.nn.Module) -> None:
+    """Refuse a checkpoint whose tensors are not the model's, naming the first that differs."""
+    theirs, ours = load_checkpoint(path)["state_dict"], model.state_dict()
+    for key in [*ours, *theirs]:
+        shapes = [tuple(state[key].shape) if key in state else "missing" for state in (theirs, ours)]
+        if shapes[0] != shapes[1]:
+            refuse(
+                f"{path}: {key} is {shapes[0]} in the checkpoint and {shapes[1]} in the model. "
+                "Leave out --model flags and configs that change the network, or use another checkpoint."
+            )

@@ -1,0 +1,162 @@
+"""What a run says about itself: checks before it starts; at its end a table, ``summary.md`` and ``summary.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+
+from datamodules import CIFAR10DataModule
+from lightning_modules import AlexNetClassifier
+
+
+def check_run(trainer: Trainer, datamodule: CIFAR10DataModule, model: AlexNetClassifier) -> None:
+    """Refuse what can't work, before the first step.
+
+    Raises:
+        ValueError: If there is nothing to train, or a setting needs validation images and there are none.
+        OSError: If the run's folder can't be written to.
+    """
+    if trainer.max_epochs == 0 or trainer.max_steps == 0:
+        raise ValueError("--trainer.max_epochs: 0 epochs train nothing. Choose 1 or more.")
+    timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # --trainer.max_time
+    if (trainer.max_epochs or -1) < 0 and trainer.max_steps < 0 and not timed:
+        raise ValueError(f"--trainer.max_epochs: {trainer.max_epochs} never ends. Choose 1 or more.")
+    if model.schedule == "one_cycle" and trainer.max_steps < 0 and (trainer.max_epochs or -1) < 0:
+        raise ValueError("--model.schedule: one_cycle needs to know its length. Set --trainer.max_epochs.")
+    if not len(datamodule.split.val):
+        if model.schedule == "plateau":
+            raise ValueError("--data.val_size: 0 leaves plateau nothing to watch. Choose another --model.schedule.")
+        if any(callback.monitor for callback in _checkpoints(trainer)):
+            raise ValueError("--data.val_size: 0 leaves nothing to choose by. Set --best_checkpoint.monitor null too.")
+    folder = trainer.log_dir
+    if folder and trainer.is_global_zero and not trainer.fast_dev_run:
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"{folder}: can't be made ({error.strerror}). Set --trainer.logger.init_args.save_dir."
+            ) from None
+        if not os.access(folder, os.W_OK):
+            raise OSError(f"{folder}: can't be written to. Set --trainer.logger.init_args.save_dir.")
+
+
+def announce_data(trainer: Trainer, datamodule: CIFAR10DataModule) -> None:
+    """Say in the console and in TensorBoard's text tab which images the run is about to use."""
+    split, tests = datamodule.split, len(datamodule.images_in("test")[0])
+    text = (
+        f"{datamodule.description}: {len(split.train):,} images to train on, {len(split.val):,} to validate, "
+        f"{tests:,} to test"
+    )
+    if trainer.is_global_zero:
+        print(f"data: {text}")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and not trainer.fast_dev_run:
+            logger.experiment.add_text("data", text)
+
+
+def summarise(trainer: Trainer, datamodule: CIFAR10DataModule, seconds: float) -> dict[str, Any]:
+    """What training came to, before testing replaces the metrics: accuracies in ``[0, 1]``, times in seconds."""
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    best = [callback.best_model_score for callback in _checkpoints(trainer) if callback.monitor == "val/top1"]
+    return {
+        "data": datamodule.description,
+        "epochs": trainer.current_epoch,
+        "images": len(datamodule.split.train),
+        "val_images": len(datamodule.split.val),
+        "test_images": len(datamodule.images_in("test")[0]),
+        "train_top1": metrics.get("train/top1"),
+        "train_loss": metrics.get("train/loss"),
+        "val_top1": float(best[0]) if best and best[0] is not None else metrics.get("val/top1"),
+        "val_top5": metrics.get("val/top5"),
+        "fit_seconds": round(seconds, 1),
+    }
+
+
+def report(trainer: Trainer, trained: dict[str, Any], seconds: float, config: Any) -> None:
+    """Print the run's table and write it beside the run's other files, with all that is needed to repeat it."""
+    if not trainer.is_global_zero:
+        return
+    tested = {
+        f"test_{name}": _number(trainer.callback_metrics.get(f"test/{name}")) for name in ("top1", "top5", "loss")
+    }
+    summary = {
+        **trained,
+        **tested,
+        "seconds": round(seconds, 1),
+        "seed": config.seed_everything,
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {trainer.num_devices} x {trainer.accelerator.name()}",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+        },
+    }
+    rows = table_rows(summary)
+    table = Table("", "", show_header=False, title=str(summary["data"]))
+    for name, value in rows:
+        table.add_row(name, value)
+    console = Console()
+    console.print(table)
+    folder = trainer.log_dir
+    if folder is None or trainer.fast_dev_run:
+        return
+    Path(folder, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    Path(folder, "summary.md").write_text(markdown(rows, summary))
+    console.print(f"run folder: {folder}", soft_wrap=True)
+
+
+def table_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The short table: a name and a value for people."""
+    minutes, seconds = divmod(round(summary["seconds"]), 60)
+    return [
+        ("epochs", str(summary["epochs"])),
+        ("training images", f"{summary['images']:,}"),
+        ("train top-1 (last epoch, augmented, with dropout)", _percent(summary["train_top1"])),
+        (f"val top-1 (best epoch, {summary['val_images']:,} images)", _percent(summary["val_top1"])),
+        (f"test top-1 (that epoch's weights, {summary['test_images']:,} images)", _percent(summary["test_top1"])),
+        ("test top-5", _percent(summary["test_top5"])),
+        ("time", f"{minutes} min {seconds:02d} s"),
+    ]
+
+
+def markdown(rows: list[tuple[str, str]], summary: dict[str, Any]) -> str:
+    """``summary.md``: the table, and under it what a number is nothing without."""
+    lines = [f"# {summary['data']}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    lines += [f"`{summary['command']}`, seed {summary['seed']}", "", f"{summary['machine']}; {versions}", ""]
+    return "\n".join(lines)
+
+
+def _checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _processor() -> str:
+    """The processor's name; ``platform`` leaves it out on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
