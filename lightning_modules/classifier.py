@@ -113,7 +113,8 @@ class AlexNetClassifier(LightningModule):
         loss = F.nll_loss(log_probabilities, targets)
         accuracies: MetricCollection = getattr(self, f"{stage}_accuracies")
         accuracies.update(log_probabilities.detach(), targets)
-        self.log(f"{stage}/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(targets), sync_dist=True)
+        size: Any = float(len(targets))  # Lightning averages sizes over processes, whole numbers by cutting halves off
+        self.log(f"{stage}/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log_dict(accuracies, on_step=False, on_epoch=True, batch_size=len(targets))
         return loss
 

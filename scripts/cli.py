@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 import re
 import sys
@@ -31,7 +32,7 @@ from callbacks.checkpoint_io import (
 )
 from callbacks.divergence import StopOnDivergence, account
 from callbacks.stop_and_resume import StopAndResume, epochs_and_batches
-from datamodules import sources
+from datamodules import CIFAR10DataModule, sources
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SUBCOMMANDS = ("fit", "validate", "test")
@@ -65,7 +66,7 @@ def one_line_errors() -> Iterator[None]:
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
         refuse(str(error))
-    except MisconfigurationException as error:  # Lightning's own refusals, such as a GPU where there is none
+    except (MisconfigurationException, ModuleNotFoundError) as error:  # Lightning refuses
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
         refuse(f"--trainer: {str(error).rstrip('. ')}. See `python scripts/fit.py fit --help` for what there is.")
@@ -246,14 +247,8 @@ def check_checkpoint(path: Path, model: torch.nn.Module) -> None:
             )
 
 
-def nothing_left(path: Path, trainer: Trainer, batches: int) -> bool:
-    """Whether a checkpoint's run is finished by the trainer's limits, which is then said. Refuses what can't go on.
-
-    Args:
-        path: A checkpoint.
-        trainer: Whose limits count.
-        batches: In an epoch.
-    """
+def nothing_left(path: Path, trainer: Trainer, datamodule: CIFAR10DataModule) -> bool:
+    """Whether a checkpoint's run is finished by the trainer's limits, which is then said. Refuses what can't go on."""
     checkpoint = load_checkpoint(path)
     if "optimizer_states" not in checkpoint or "fit_loop" not in checkpoint.get("loops", {}):
         refuse(f"--ckpt_path: {path} holds weights only, training can't go on from it. Use the run's last.ckpt.")
@@ -266,19 +261,29 @@ def nothing_left(path: Path, trainer: Trainer, batches: int) -> bool:
             f"{path.with_name('best.ckpt')}"
         )
         return True
-    if done > batches:
+    batch_size = checkpoint.get("datamodule_hyper_parameters", {}).get("batch_size", datamodule.batch_size)
+    if done and batch_size != datamodule.batch_size:
         refuse(
-            f"--ckpt_path: {path} was stopped after {done} batches of an epoch that has {batches} now. "
-            "Leave --data as it was."
+            f"--data.batch_size: {datamodule.batch_size}, but {path} was stopped within an epoch of batches of "
+            f"{batch_size}. Leave it as it was."
         )
     for schedule in checkpoint.get("lr_schedulers", []):
-        if "total_steps" in schedule:
-            left = trainer.max_steps - steps if trainer.max_steps >= 0 else (limit - epochs) * batches - done
-            left = min(left, (limit - epochs) * batches - done) if limit >= 0 else left
-            if schedule["last_epoch"] + left > schedule["total_steps"]:
-                refuse(
-                    f"--trainer.max_epochs: {left} more steps are more than the {schedule['total_steps']} that the "
-                    f"one_cycle schedule in {path} was laid out for. Leave max_epochs and --data as they were, "
-                    "or choose --model.schedule constant."
-                )
+        left = steps_left(trainer, len(datamodule.train_dataloader()), epochs, done, steps)
+        if "total_steps" in schedule and schedule["last_epoch"] + left > schedule["total_steps"]:
+            refuse(
+                f"--trainer.max_epochs: {left} more steps are more than the {schedule['total_steps']} that the "
+                f"one_cycle schedule in {path} was laid out for. Leave max_epochs and --data as they were, or choose "
+                "--model.schedule constant."
+            )
     return False
+
+
+def steps_left(trainer: Trainer, batches: int, epochs: int, done: int, steps: int) -> int:
+    """Optimiser steps that the trainer's limits leave, after so many epochs, batches of the next one, and steps."""
+    share = trainer.limit_train_batches
+    batches = min(batches, share) if isinstance(share, int) else int(batches * share)
+    every = trainer.accumulate_grad_batches
+    limits = [trainer.max_steps - steps] if trainer.max_steps >= 0 else []
+    if (trainer.max_epochs or -1) >= 0:
+        limits.append((trainer.max_epochs - epochs) * math.ceil(batches / every) - done // every)  # type: ignore[operator]
+    return min(limits, default=0)

@@ -45,7 +45,7 @@ class FitCLI(ExperimentCLI):
             if kwargs.get("ckpt_path"):
                 path = Path(kwargs["ckpt_path"])
                 check_checkpoint(path, model)
-                if nothing_left(path, trainer, len(datamodule.train_dataloader())):
+                if nothing_left(path, trainer, datamodule):
                     return
             check_run(trainer, datamodule, model)
         announce_data(trainer, datamodule)

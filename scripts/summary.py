@@ -51,16 +51,17 @@ def check_run(trainer: Trainer, datamodule: CIFAR10DataModule, model: AlexNetCla
             raise ValueError(f"{no_val} leaves plateau nothing to watch. Choose another --model.schedule.")
         if any(callback.monitor for callback in _checkpoints(trainer)):
             raise ValueError(f"{no_val} leaves nothing to choose by. Set --best_checkpoint.monitor null too.")
-    folder = trainer.log_dir
-    if folder and trainer.is_global_zero and not trainer.fast_dev_run:
+    folders = {callback.dirpath: "another dirpath" for callback in _checkpoints(trainer)}
+    folders |= {trainer.log_dir: "--trainer.logger.init_args.save_dir"}
+    for folder, remedy in folders.items():
+        if not folder or not trainer.is_global_zero or trainer.fast_dev_run:
+            continue
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as error:
-            raise OSError(
-                f"{folder}: can't be made ({error.strerror}). Set --trainer.logger.init_args.save_dir."
-            ) from None
+            raise OSError(f"{folder}: can't be made ({error.strerror}). Set {remedy}.") from None
         if not os.access(folder, os.W_OK):
-            raise OSError(f"{folder}: can't be written to. Set --trainer.logger.init_args.save_dir.")
+            raise OSError(f"{folder}: can't be written to. Set {remedy}.")
 
 
 def announce_data(trainer: Trainer, datamodule: CIFAR10DataModule) -> None:
@@ -102,6 +103,7 @@ def summarise(trainer: Trainer, datamodule: CIFAR10DataModule, seconds: float) -
 
 def report(trainer: Trainer, trained: dict[str, Any], seconds: float, config: Any) -> None:
     """Print the run's table and write it beside the run's other files, with all that is needed to repeat it."""
+    folder = trainer.log_dir  # a broadcast: every process has to take part
     if not trainer.is_global_zero:
         return
     tested = {
@@ -126,7 +128,6 @@ def report(trainer: Trainer, trained: dict[str, Any], seconds: float, config: An
         table.add_row(name, value)
     console = Console()
     console.print(table)
-    folder = trainer.log_dir
     if folder is None or trainer.fast_dev_run:
         return
     Path(folder, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

@@ -153,13 +153,16 @@ REFUSED = {
     ),
     "no batches": ("--trainer.limit_train_batches 0", "--trainer.limit_train_batches: 0"),
     "nobody logs it": ("--best_checkpoint.monitor val/acc", "--best_checkpoint.monitor: 'val/acc' is not logged"),
-    "a GPU where there is none": ("--trainer.accelerator tpu", "--trainer: "),
+    "an accelerator that is not there": ("--trainer.accelerator tpu", "--trainer: "),
     "no data": ("--data.source cifar10 --data.root empty --data.download false", "--data.root: no CIFAR-10 in "),
     "test without a checkpoint": ("test", "--ckpt_path"),
     "validate without a checkpoint": ("validate", "--ckpt_path"),
     "a missing checkpoint": ("test --ckpt_path missing.ckpt", "missing.ckpt is no file"),
     "last of no run": ("test --ckpt_path last", "--ckpt_path last: no run"),
     "an empty checkpoint": ("test --ckpt_path empty.ckpt", "empty.ckpt: empty"),
+    "half a checkpoint": ("test --ckpt_path half.ckpt", "half.ckpt: can't be read"),
+    "a folder for a checkpoint": ("test --ckpt_path empty", "empty: no file"),
+    "a file for a checkpoint's folder": ("--last_checkpoint.dirpath junk.ckpt/x", "junk.ckpt/x: can't be made"),
     "junk for a checkpoint": ("test --ckpt_path junk.ckpt", "junk.ckpt: "),
     "a checkpoint that runs code": ("test --ckpt_path evil.ckpt", "evil.ckpt: holds more than tensors"),
     "a checkpoint without weights": ("test --ckpt_path bare.ckpt", "bare.ckpt: has no state_dict"),
@@ -186,6 +189,8 @@ def test_refused_in_one_line_before_anything_is_written(
     Path("junk.ckpt").write_bytes(b"not a checkpoint" * 10)
     torch.save({"state_dict": Evil()}, "evil.ckpt")
     torch.save({"epoch": 3}, "bare.ckpt")
+    torch.save({"state_dict": {"net.conv1.weight": torch.zeros(999)}}, "half.ckpt")
+    Path("half.ckpt").write_bytes(Path("half.ckpt").read_bytes()[:2000])
     torch.save({"state_dict": {"net.conv1.weight": torch.zeros(64, 3, 11, 11)}}, "other.ckpt")
     before = sorted(Path().rglob("*"))
     words, message = REFUSED[case]

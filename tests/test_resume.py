@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from cli import steps_left
+from lightning import Trainer
 from small import small_net as small_net
 
 from callbacks import checkpoint_io
@@ -152,6 +154,8 @@ def test_what_can_not_go_on(fit: Fit, capsys: pytest.CaptureFixture[str]) -> Non
     ):
         assert fit(*BARE, "--ckpt_path", "last", *words) == 2
         assert message in capsys.readouterr().err
+    half = steps_left(Trainer(max_epochs=5, accumulate_grad_batches=2, logger=False), STEPS, 2, 0, 8)
+    assert half == 6
     assert fit(*BARE, "--ckpt_path", str(last(0).with_name("best.ckpt"))) == 2
     assert "holds weights only, training can't go on from it" in capsys.readouterr().err
 
