@@ -106,8 +106,13 @@ class AlexNetClassifier(LightningModule):
         views = self(images.flatten(0, 1)).unflatten(0, images.shape[:2])  # (B, crops, C)
         return F.log_softmax(views, dim=2).logsumexp(1) - float(np.log(images.shape[1]))
 
-    def model_step(self, batch: tuple[Tensor, Tensor], stage: Stage) -> Tensor:
-        """Loss and metrics of a batch, the same for the three stages. Metrics are logged once an epoch."""
+    def model_step(self, batch: tuple[Tensor, Tensor], stage: Stage) -> dict[str, Tensor]:
+        """Loss and metrics of a batch, the same for the three stages. Metrics are logged once an epoch.
+
+        Returns:
+            ``loss``, a scalar; and for callbacks, which Lightning hands it to at the batch's end,
+            ``log_probabilities``: ``(B, C)`` float without gradient.
+        """
         images, targets = batch
         log_probabilities = self.log_probabilities(images)
         loss = F.nll_loss(log_probabilities, targets)
@@ -115,7 +120,7 @@ class AlexNetClassifier(LightningModule):
         accuracies.update(log_probabilities.detach(), targets)
         self.log(f"{stage}/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(targets), sync_dist=True)
         self.log_dict(accuracies, on_step=False, on_epoch=True, batch_size=len(targets))
-        return loss
+        return {"loss": loss, "log_probabilities": log_probabilities.detach()}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Give this step's dropout numbers of its own, which nothing before it changes, a callback or a restart."""
@@ -124,17 +129,17 @@ class AlexNetClassifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Lightning's hook. The accuracies are those of the augmented images, with dropout, while the epoch goes on."""
-        loss = self.model_step(batch, "train")
+        loss = self.model_step(batch, "train")["loss"]
         self.log("train/loss_step", loss.detach(), on_step=True, on_epoch=False, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Lightning's hook."""
-        self.model_step(batch, "val")
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Lightning's hook. Callbacks find what it returns in ``on_validation_batch_end``."""
+        return self.model_step(batch, "val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Lightning's hook."""
-        self.model_step(batch, "test")
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Lightning's hook. Callbacks find what it returns in ``on_test_batch_end``."""
+        return self.model_step(batch, "test")
 
     def configure_optimizers(self) -> Any:
         """SGD and the schedule."""

@@ -87,6 +87,7 @@ def summarise(trainer: Trainer, datamodule: CIFAR10DataModule, seconds: float) -
 
 def report(trainer: Trainer, trained: dict[str, Any], seconds: float, config: Any) -> None:
     """Print the run's table and write it beside the run's other files, with all that is needed to repeat it."""
+    folder = trainer.log_dir  # a broadcast: every process takes part
     if not trainer.is_global_zero:
         return
     tested = {
@@ -111,7 +112,6 @@ def report(trainer: Trainer, trained: dict[str, Any], seconds: float, config: An
         table.add_row(name, value)
     console = Console()
     console.print(table)
-    folder = trainer.log_dir
     if folder is None or trainer.fast_dev_run:
         return
     Path(folder, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

@@ -63,6 +63,7 @@ def fit(small_shapes: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., in
             "--data.batch_size=32",
             "--model.image_size=24",
             "--trainer.max_epochs=2",
+            "--keep_memory=false",  # for the whole process: the next test would inherit it
             "--trainer.enable_progress_bar=false",
             "--trainer.enable_model_summary=false",
             "--trainer.num_sanity_val_steps=0",
