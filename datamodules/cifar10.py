@@ -6,9 +6,10 @@ batch on the device it was moved to: crop, flip, lighting (section 4.1), normali
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -62,16 +63,20 @@ class EpochSampler(DistributedSampler[RawBatch]):
 
     In training every process gets as many images (DistributedSampler repeats a few at the end to even them out); in
     evaluation each image comes exactly once over all processes, so that the metrics are those of one process.
+
+    Attributes:
+        done: Asked when training begins to go through the images: how many of this process an earlier run has used.
     """
 
     def __init__(self, dataset: ImageSet, shuffle: bool, seed: int, num_replicas: int, rank: int) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
         self.length = len(dataset)
+        self.done: Callable[[], int] = lambda: 0
 
     def __iter__(self) -> Iterator[int]:  # type: ignore[override]
         """Places in the data set."""
         if self.shuffle:
-            return super().__iter__()  # type: ignore[return-value]
+            return islice(super().__iter__(), self.done(), None)  # type: ignore[arg-type]
         return iter(range(self.rank, self.length, self.num_replicas))
 
     def __len__(self) -> int:
@@ -228,7 +233,17 @@ class CIFAR10DataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[RawBatch]:
         """Augmented, in a new order every epoch."""
-        return self._loader("train", self.split.train, "augmented", shuffle=True)
+        loader = self._loader("train", self.split.train, "augmented", shuffle=True)
+        sampler = cast(EpochSampler, loader.sampler)
+        sampler.done = lambda: self._done_by(sampler)
+        return loader
+
+    def _done_by(self, sampler: EpochSampler) -> int:
+        """Images of this epoch that a resumed run has had before, if it is training's own sampler that asks."""
+        loop = self.trainer.fit_loop if self.trainer else None
+        if loop is None or getattr(self.trainer.train_dataloader, "sampler", None) is not sampler:  # type: ignore[union-attr]
+            return 0
+        return loop.epoch_loop.batch_progress.current.ready * self.batch_size
 
     def val_dataloader(self) -> DataLoader[RawBatch] | list[Any]:
         """The validation images, in order."""

@@ -163,6 +163,17 @@ class AlexNetClassifier(LightningModule):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         return optimizer
 
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Leave ``plateau`` to ``on_train_epoch_end``: Lightning's turn comes when last.ckpt is already written."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def on_train_epoch_end(self) -> None:
+        """Let ``plateau`` look at the epoch, so that the epoch's checkpoint has what came of it."""
+        scheduler, top1 = self.lr_schedulers(), self.trainer.callback_metrics.get("val/top1")
+        if isinstance(scheduler, ReduceLROnPlateau) and top1 is not None:
+            scheduler.step(top1)
+
 
 def _accuracies(classes: int, stage: str) -> MetricCollection:
     """Top-1 and top-5 over all images alike: torchmetrics averages over classes unless told ``micro``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,9 +14,23 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
+from lightning import Callback, Trainer
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from memory import keep_memory
 
+from callbacks.checkpoint_io import (
+    CheckpointError,
+    DamagedCheckpointError,
+    DurableCheckpointIO,
+    NotFiniteError,
+    damage,
+    previous,
+    sound_checkpoint,
+)
+from callbacks.divergence import StopOnDivergence, account
+from callbacks.stop_and_resume import StopAndResume, epochs_and_batches
 from datamodules import sources
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -28,6 +43,8 @@ def quieten() -> None:
     """Leave out what Lightning says on every run and nobody can do anything about."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are gathered, not loaded
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of a deprecated name
+    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # ours is: see EpochSampler
+    warnings.filterwarnings("ignore", ".*The dirpath has changed.*")  # what was best is taken over: see StopAndResume
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     log.addFilter(lambda record: "litlogger" not in record.getMessage() and "TPU available" not in record.getMessage())
@@ -48,6 +65,24 @@ def one_line_errors() -> Iterator[None]:
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
         refuse(str(error))
+    except MisconfigurationException as error:  # Lightning's own refusals, such as a GPU where there is none
+        if logging.getLogger().isEnabledFor(logging.DEBUG):
+            raise
+        refuse(f"--trainer: {str(error).rstrip('. ')}. See `python scripts/fit.py fit --help` for what there is.")
+
+
+@contextmanager
+def one_line_failures(trainer: Trainer) -> Iterator[None]:
+    """Say in one line why training could not go on: exit status 3 for divergence, 1 for a checkpoint's full disk."""
+    try:
+        yield
+    except NotFiniteError as error:
+        if trainer.is_global_zero:
+            print("error:", account(trainer, str(error)), file=sys.stderr)
+        raise SystemExit(3) from None
+    except CheckpointError as error:
+        print("error:", error, file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 class OneLineParser(LightningArgumentParser):
@@ -55,6 +90,7 @@ class OneLineParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """A misspelt key, a value of the wrong type, a missing config file."""
+        message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
         refuse(f"{message.rstrip('. ')}. See `python scripts/fit.py --help` for what there is.")
 
 
@@ -96,7 +132,7 @@ class ExperimentCLI(LightningCLI):
             if name != "fit":
                 refuse(f"--ckpt_path: `{name}` without a checkpoint would score random weights. Name a .ckpt file.")
             return
-        path = newest_checkpoint(Path("logs")) if ckpt_path == "last" else Path(ckpt_path)
+        path = newest_checkpoint(self.config[name]) if ckpt_path == "last" else whole_checkpoint(Path(ckpt_path))
         settings = checkpoint_settings(path)
         print(f"model and data settings come from {path}; -c and flags override them")
         words = args if args is not None else sys.argv[1:]
@@ -123,13 +159,51 @@ class ExperimentCLI(LightningCLI):
         with one_line_errors():
             super().instantiate_classes()
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Give every run what it takes to survive, beside what the user chose."""
+        plugins = config.get("plugins") or []
+        plugins = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(DurableCheckpointIO())
+        # First: at the end of training signals stop at once again, before callbacks take their time to look.
+        config["callbacks"] = [StopAndResume(), StopOnDivergence(), *(config.get("callbacks") or [])]
+        return super()._instantiate_trainer({**config, "plugins": plugins}, callbacks)
 
-def newest_checkpoint(logs: Path) -> Path:
-    """The ``last.ckpt`` written last by any run below ``logs``."""
-    found = sorted(logs.glob("*/version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        refuse(f"--ckpt_path last: no run below {logs}/ has a checkpoints/last.ckpt. Name a .ckpt file.")
-    return found[-1]
+
+def newest_checkpoint(config: Any) -> Path:
+    """The newest whole ``last.ckpt`` of the newest run under the config's name, with or without ``-shapes10``."""
+    logger = config.trainer.get("logger")
+    if hasattr(logger, "init_args"):
+        name, folder = str(logger.init_args.get("name")), Path(str(logger.init_args.save_dir))
+        runs = [run for n in (name, f"{name}-shapes10") for run in (folder / n).glob("*") if run.is_dir()]
+        where = f"{folder / name}/ or {folder / name}-shapes10/"
+    else:  # without a logger there are no versions
+        runs = [Path(str(config.trainer.get("default_root_dir") or "."))]
+        where = f"{runs[0]}/"
+    newest: dict[float, Path] = {}
+    for run in runs:
+        last = run / "checkpoints" / "last.ckpt"
+        for path in (last, previous(last)):
+            if path.is_file():
+                newest[path.stat().st_mtime] = last
+    if not newest:
+        refuse(f"--ckpt_path last: no run in {where} has a checkpoints/last.ckpt. Name a .ckpt file.")
+    path = whole_checkpoint(newest[max(newest)])
+    print(f"--ckpt_path last: {path}")
+    return path
+
+
+def whole_checkpoint(path: Path) -> Path:
+    """The checkpoint, or where it is damaged the one before it; or a refusal."""
+    if damage(path) == "missing" and not previous(path).is_file():
+        return path  # load_checkpoint has a message of its own
+    try:
+        sound, wrong = sound_checkpoint(path)
+    except DamagedCheckpointError as error:
+        refuse(str(error))
+    if wrong is not None:
+        print(f"warning: {path}: {wrong}. Taking the one before it, {sound}.", file=sys.stderr)
+    return sound
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -170,3 +244,41 @@ def check_checkpoint(path: Path, model: torch.nn.Module) -> None:
                 f"{path}: {key} is {shapes[0]} in the checkpoint and {shapes[1]} in the model. "
                 "Leave out --model flags and configs that change the network, or use another checkpoint."
             )
+
+
+def nothing_left(path: Path, trainer: Trainer, batches: int) -> bool:
+    """Whether a checkpoint's run is finished by the trainer's limits, which is then said. Refuses what can't go on.
+
+    Args:
+        path: A checkpoint.
+        trainer: Whose limits count.
+        batches: In an epoch.
+    """
+    checkpoint = load_checkpoint(path)
+    if "optimizer_states" not in checkpoint or "fit_loop" not in checkpoint.get("loops", {}):
+        refuse(f"--ckpt_path: {path} holds weights only, training can't go on from it. Use the run's last.ckpt.")
+    epochs, done = epochs_and_batches(checkpoint)
+    steps, limit = checkpoint.get("global_step", 0), trainer.max_epochs or -1
+    if 0 <= limit <= epochs or 0 <= trainer.max_steps <= steps:
+        print(
+            f"nothing left to train: {path} was trained for {epochs} epochs, {steps} steps. Raise "
+            "--trainer.max_epochs, or test what it came to: python scripts/fit.py test --ckpt_path "
+            f"{path.with_name('best.ckpt')}"
+        )
+        return True
+    if done > batches:
+        refuse(
+            f"--ckpt_path: {path} was stopped after {done} batches of an epoch that has {batches} now. "
+            "Leave --data as it was."
+        )
+    for schedule in checkpoint.get("lr_schedulers", []):
+        if "total_steps" in schedule:
+            left = trainer.max_steps - steps if trainer.max_steps >= 0 else (limit - epochs) * batches - done
+            left = min(left, (limit - epochs) * batches - done) if limit >= 0 else left
+            if schedule["last_epoch"] + left > schedule["total_steps"]:
+                refuse(
+                    f"--trainer.max_epochs: {left} more steps are more than the {schedule['total_steps']} that the "
+                    f"one_cycle schedule in {path} was laid out for. Leave max_epochs and --data as they were, "
+                    "or choose --model.schedule constant."
+                )
+    return False

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cli import ExperimentCLI, check_checkpoint, one_line_errors
+from cli import ExperimentCLI, check_checkpoint, nothing_left, one_line_errors, one_line_failures
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from summary import announce_data, check_run, report, summarise
@@ -27,6 +27,7 @@ from callbacks import (
     Predictions,
     TrainingHealth,
 )
+from callbacks.stop_and_resume import exit_status_of_signals
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
 
@@ -56,11 +57,17 @@ class FitCLI(ExperimentCLI):
         with one_line_errors():  # whatever is wrong shows before the first step
             datamodule.setup("fit")
             datamodule.setup("test")
+            if kwargs.get("ckpt_path"):
+                path = Path(kwargs["ckpt_path"])
+                check_checkpoint(path, model)
+                if nothing_left(path, trainer, len(datamodule.train_dataloader())):
+                    return
             check_run(trainer, datamodule, model)
         announce_data(trainer, datamodule)
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, len(datamodule.train_dataloader()))
 
-        trainer.fit(model, datamodule, **kwargs)
+        with one_line_failures(trainer):
+            trainer.fit(model, datamodule, **kwargs)
         if trainer.interrupted:
             return
         trained = summarise(trainer, datamodule, seconds=time.monotonic() - start)
@@ -86,7 +93,8 @@ class FitCLI(ExperimentCLI):
 
 def main() -> None:
     """The command line."""
-    FitCLI(AlexNetClassifier, CIFAR10DataModule)
+    with exit_status_of_signals():
+        FitCLI(AlexNetClassifier, CIFAR10DataModule)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules import CIFAR10DataModule
+from datamodules.sources import count_overlap
 from lightning_modules import AlexNetClassifier
 
 
@@ -36,11 +37,20 @@ def check_run(trainer: Trainer, datamodule: CIFAR10DataModule, model: AlexNetCla
         raise ValueError(f"--trainer.max_epochs: {trainer.max_epochs} never ends. Choose 1 or more.")
     if model.schedule == "one_cycle" and trainer.max_steps < 0 and (trainer.max_epochs or -1) < 0:
         raise ValueError("--model.schedule: one_cycle needs to know its length. Set --trainer.max_epochs.")
-    if not len(datamodule.split.val):
+    if trainer.limit_train_batches == 0:
+        raise ValueError("--trainer.limit_train_batches: 0 batches train nothing. Choose more.")
+    known = [f"{stage}/{metric}" for stage in ("train", "val") for metric in ("loss", "top1", "top5")]
+    for callback in _checkpoints(trainer):
+        if callback.monitor not in (None, *known):
+            raise ValueError(
+                f"--best_checkpoint.monitor: {callback.monitor!r} is not logged. Choose one of {', '.join(known)}."
+            )
+    if not len(datamodule.split.val) or trainer.limit_val_batches == 0:
+        no_val = "--trainer.limit_val_batches: 0" if len(datamodule.split.val) else "--data.val_size: 0"
         if model.schedule == "plateau":
-            raise ValueError("--data.val_size: 0 leaves plateau nothing to watch. Choose another --model.schedule.")
+            raise ValueError(f"{no_val} leaves plateau nothing to watch. Choose another --model.schedule.")
         if any(callback.monitor for callback in _checkpoints(trainer)):
-            raise ValueError("--data.val_size: 0 leaves nothing to choose by. Set --best_checkpoint.monitor null too.")
+            raise ValueError(f"{no_val} leaves nothing to choose by. Set --best_checkpoint.monitor null too.")
     folder = trainer.log_dir
     if folder and trainer.is_global_zero and not trainer.fast_dev_run:
         try:
@@ -60,6 +70,11 @@ def announce_data(trainer: Trainer, datamodule: CIFAR10DataModule) -> None:
         f"{datamodule.description}: {len(split.train):,} images to train on, {len(split.val):,} to validate, "
         f"{tests:,} to test"
     )
+    train_images = datamodule.images_in("train")[0]
+    for name, images in (("test", datamodule.images_in("test")[0]), ("validation", train_images[split.val])):
+        common = count_overlap(train_images[split.train], images)
+        if common:
+            text += f"; {common:,} of the {len(images):,} {name} images are also among those to train on"
     if trainer.is_global_zero:
         print(f"data: {text}")
     for logger in trainer.loggers:

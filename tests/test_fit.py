@@ -55,7 +55,8 @@ def test_a_run_from_start_to_summary(fit: Fit, capsys: pytest.CaptureFixture[str
         assert Image.open(picture).width > 100
     assert len(list(RUN.glob("conv1_filters/*.png"))) == 3  # before the first step, and after each of two epochs
     assert len(list(RUN.glob("retrieval/*.png"))) == 2  # validation at the end of fit, test after it
-    assert {p.name for p in RUN.glob("checkpoints/*")} == {"best.ckpt", "last.ckpt"}
+    names = {p.name for p in RUN.glob("checkpoints/*")}
+    assert {name for name in names if not name.endswith(".sha256")} == {"best.ckpt", "last.ckpt", "last.previous.ckpt"}
     config = yaml.safe_load((RUN / "config.yaml").read_text())
     assert config["data"]["source"] == "shapes10"
     assert [p.name for p in Path().iterdir()] == ["logs"]
@@ -154,12 +155,23 @@ REFUSED = {
     "no epochs": ("--trainer.max_epochs 0", "--trainer.max_epochs: 0"),
     "epochs without end": ("--trainer.max_epochs -1", "--trainer.max_epochs: -1"),
     "nothing to choose by": ("--data.val_size 0", "--data.val_size: 0"),
+    "val_size -10": ("--data.val_size -10", "--data.val_size: -10"),
+    "val_size 7": ("--data.val_size 7", "--data.val_size: 7"),
+    "more validation than there is": ("--data.val_size 1000", "--data.subset_size: 100"),
+    "lr nan": ("--model.lr nan", "--model.lr"),
+    "no validation for plateau": (
+        "--trainer.limit_val_batches 0 --model.schedule plateau",
+        "--trainer.limit_val_batches: 0 leaves plateau nothing",
+    ),
+    "no batches": ("--trainer.limit_train_batches 0", "--trainer.limit_train_batches: 0"),
+    "nobody logs it": ("--best_checkpoint.monitor val/acc", "--best_checkpoint.monitor: 'val/acc' is not logged"),
+    "a GPU where there is none": ("--trainer.accelerator tpu", "--trainer: "),
     "no data": ("--data.source cifar10 --data.root empty --data.download false", "--data.root: no CIFAR-10 in "),
     "test without a checkpoint": ("test", "--ckpt_path"),
     "validate without a checkpoint": ("validate", "--ckpt_path"),
     "a missing checkpoint": ("test --ckpt_path missing.ckpt", "missing.ckpt is no file"),
     "last of no run": ("test --ckpt_path last", "--ckpt_path last: no run"),
-    "an empty checkpoint": ("test --ckpt_path empty.ckpt", "empty.ckpt: can't be read"),
+    "an empty checkpoint": ("test --ckpt_path empty.ckpt", "empty.ckpt: empty"),
     "junk for a checkpoint": ("test --ckpt_path junk.ckpt", "junk.ckpt: "),
     "a checkpoint that runs code": ("test --ckpt_path evil.ckpt", "evil.ckpt: holds more than tensors"),
     "a checkpoint without weights": ("test --ckpt_path bare.ckpt", "bare.ckpt: has no state_dict"),

@@ -1,0 +1,237 @@
+"""StopAndResume: SIGTERM and Ctrl-C save before they stop, and a resumed run goes on with the very next batch."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from callbacks.checkpoint_io import damage
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(SystemExit):
+    """The end of a process that a signal asked to stop: exit status 143 for SIGTERM, 130 for SIGINT."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+
+
+# What a checkpoint says about where a run was
+
+
+def settled(fit_loop: dict[str, Any]) -> dict[str, Any]:
+    """A fit loop's state from a checkpoint, as if it had been saved between two hooks.
+
+    Lightning saves its counters half way through a step or an epoch, and guesses on loading which half. Whatever the
+    hook was, ``processed`` batches are those that are in the weights: here all counters are made to agree with it.
+
+    Args:
+        fit_loop: ``checkpoint["loops"]["fit_loop"]``.
+
+    Returns:
+        The same, for the start of an epoch or for after any of its batches. Validation that was due after that batch
+        runs (again), because its metrics are in no checkpoint.
+    """
+    state = copy.deepcopy(fit_loop)
+    epochs, batches = state["epoch_progress"], state["epoch_loop.batch_progress"]
+    val_batches = state["epoch_loop.val_loop.batch_progress"]
+    epoch = epochs["current"]["processed"]
+    done = batches["current"]["processed"] if epochs["current"]["started"] > epoch else 0  # batches of this epoch
+    started = epoch + 1 if done else epoch
+    for counts in epochs.values():
+        counts.update(ready=started, started=started, processed=epoch, completed=epoch)
+    for name, counts in (("current", done), ("total", batches["total"]["processed"])):
+        batches[name].update(ready=counts, started=counts, processed=counts, completed=counts)
+    batches["is_last_batch"] = batches["is_last_batch"] and done > 0
+    val_batches["current"].update(ready=0, started=0, processed=0, completed=0)
+    val_batches["total"].update(ready=int(done > 0), started=int(done > 0), processed=0, completed=0)
+    val_batches["is_last_batch"] = False
+    if not done:
+        state["epoch_loop.scheduler_progress"]["current"].update(ready=0, completed=0)
+    return state
+
+
+def epochs_and_batches(checkpoint: dict[str, Any]) -> tuple[int, int]:
+    """How many whole epochs a checkpoint was trained for, and how many batches of the next one."""
+    state = settled(checkpoint["loops"]["fit_loop"])
+    return state["epoch_progress"]["current"]["completed"], state["epoch_loop.batch_progress"]["current"]["completed"]
+
+
+def resumable_path(trainer: Trainer) -> Path | None:
+    """Where a run keeps the checkpoint that it can be resumed from; None where it keeps none."""
+    callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
+    whole = [c for c in callbacks if not c.save_weights_only and c.monitor is None]
+    for callback in whole or callbacks:
+        name = callback.filename if whole and callback.filename and "{" not in callback.filename else "last"
+        return Path(str(callback.dirpath)) / f"{name}{callback.FILE_EXTENSION}"
+    return None
+
+
+# Signals
+
+
+@contextmanager
+def exit_status_of_signals() -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end the process at once with 143 and 130, as shells expect; for around a whole run."""
+
+    def stop(signum: int, frame: FrameType | None) -> NoReturn:
+        raise Stopped(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, stop) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+class StopAndResume(Callback):
+    """Save and stop after the batch in which SIGTERM or SIGINT came; go on after any batch as if nothing had been.
+
+    The second signal stops at once. Between batches of training, in validation too, the checkpoint goes where the run
+    keeps its last one. Under DDP all processes stop after the same batch, whichever got the signal; validation is
+    then finished first, because processes may have different numbers of its batches.
+
+    A resumed run writes to a folder of its own. What was best so far is copied there, so that the best of the whole
+    run is chosen in the end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._signum: int | None = None
+        self._before: dict[int, Any] = {}
+        self._resumed: dict[str, Any] | None = None  # callbacks' states from the checkpoint
+
+    # Stopping
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        if self._signum is not None:
+            raise Stopped(signum)
+        self._signum = signum
+        # Not print: the signal may have come within a print.
+        os.write(2, f"\n{signal.Signals(signum).name}: saving after this batch; once more stops at once\n".encode())
+
+    def _restore_handlers(self) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before = {}
+
+    def _stop_if_asked(self, trainer: Trainer, save: bool = True) -> None:
+        asked = self._signum is not None
+        if trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if not asked:
+            return
+        path = None if getattr(trainer, "fast_dev_run", False) else resumable_path(trainer)
+        if path is not None and save:
+            trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            state = trainer.fit_loop.state_dict()
+            epochs, batches = epochs_and_batches({"loops": {"fit_loop": state}})
+            how = f"go on with the same command and --ckpt_path {path}" if path else "nothing is kept of it"
+            print(f"stopped after {epochs} epochs and {batches} batches: {how}", file=sys.stderr)
+            raise Stopped(self._signum or signal.SIGTERM)
+        # The first process' exit status counts. Its launcher kills it should another end with one before it does.
+        raise SystemExit(0)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on there is something to save: signals wait for the end of their batch."""
+        self._signum = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = {signum: signal.signal(signum, self._ask) for signum in SIGNALS}
+        if self._resumed is not None:
+            self._take_over_best(trainer, self._resumed)
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+            if done:
+                where = f"{done} batches of epoch {trainer.current_epoch}"
+                rank_zero_info(f"going on after {where}, whose train/ metrics are of the rest")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last checkpoint was written a moment ago, unless there is no callback for it."""
+        saved = any(getattr(c, "_last_global_step_saved", -1) == trainer.global_step for c in _whole(trainer))
+        self._stop_if_asked(trainer, save=not saved)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Count logged steps like an unbroken run; Lightning's loading is one off, depending on the hook."""
+        if self._resumed is not None:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+            self._resumed = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop here, unless gradients are being accumulated, which no checkpoint holds."""
+        if not trainer.fit_loop._should_accumulate():
+            self._stop_if_asked(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop here too; validation starts anew when the run goes on."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and trainer.world_size == 1:
+            self._stop_if_asked(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Everything is saved. From here on signals stop at once."""
+        self._restore_handlers()
+        self._stop_if_asked(trainer, save=False)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Signals stop at once."""
+        self._restore_handlers()
+
+    # Resuming
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Make the loops' counters agree before Lightning reads them."""
+        if trainer.state.fn == TrainerFn.FITTING and "fit_loop" in checkpoint.get("loops", {}):
+            checkpoint["loops"]["fit_loop"] = settled(checkpoint["loops"]["fit_loop"])
+            self._resumed = copy.copy(checkpoint.get("callbacks", {}))
+
+    def _take_over_best(self, trainer: Trainer, states: dict[str, Any]) -> None:
+        """Lightning forgets the best so far when the folder is another."""
+        for callback in trainer.checkpoint_callbacks:
+            state = states.get(getattr(callback, "state_key", ""), {})
+            best, score = Path(state.get("best_model_path") or "?"), state.get("best_model_score")
+            if not isinstance(callback, ModelCheckpoint) or callback.monitor is None or score is None:
+                continue
+            if str(callback.dirpath) == str(state.get("dirpath")) or damage(best) is not None:
+                continue
+            copied = Path(str(callback.dirpath)) / best.name
+            if trainer.is_global_zero:
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                for suffix in ("", ".sha256"):
+                    with suppress(FileNotFoundError):
+                        shutil.copyfile(f"{best}{suffix}", f"{copied}{suffix}")
+            callback.best_model_path = callback.kth_best_model_path = str(copied)
+            callback.best_model_score = callback.kth_value = torch.as_tensor(score)
+            callback.best_k_models = {str(copied): callback.best_model_score}
+
+
+def _whole(trainer: Trainer) -> list[ModelCheckpoint]:
+    return [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and not c.save_weights_only]
