@@ -579,6 +579,8 @@ def retrieval_rows(
             name: stack.enter_context(contender(make_search, {"method": name, **settings}, keep=False))
             for name in ("ours", *peers)
         }
+        # Memory by the first go alone: what it and our check afterwards leave in the heap would blur the next.
+        memory = {name: above(job()) for name, job in jobs.items()}
         laps = take_turns(jobs, rounds)
     ours = laps["ours"]
     rows = []
@@ -586,15 +588,18 @@ def retrieval_rows(
         peer = laps[name]
         what = f"{queries} x {gallery} x {width}, k={k}, vs {name}"
         same = 100 * float((ours.value[0] == peer.value[0]).mean())
-        no_farther = float((ours.value[1] <= peer.value[1] * (1 + 1e-9)).mean())
+        # Sorted: where a peer's rounding swaps two neighbours, its later place holds the nearer one.
+        no_farther = float((ours.value[1] <= np.sort(peer.value[1], axis=1) * (1 + 1e-9)).mean())
         aim = ">= 1" if peer.seconds == min(laps[other].seconds for other in peers) else ""
         rows += [
             Row(what, ours.seconds, peer.seconds, "s", peer.seconds / ours.seconds, aim),
             Row(f"  places with {name}'s very neighbour", same, math.nan, "%", math.nan),
             Row("  places no farther than its, in float64", 100 * no_farther, math.nan, "%", no_farther, ">= 1"),
-            Row("  peak memory above the inputs", above(ours), above(peer), "MB", above(peer) / above(ours)),
+            Row("  peak memory above the inputs", memory["ours"], memory[name], "MB", memory[name] / memory["ours"]),
         ]
-    rows.append(Row("  peak memory above the inputs, of 500 MB", above(ours), 500, "MB", above(ours) / 500, "<= 1"))
+    rows.append(
+        Row("  peak memory above the inputs, of 500 MB", memory["ours"], 500, "MB", memory["ours"] / 500, "<= 1")
+    )
     return rows
 
 
