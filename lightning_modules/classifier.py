@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR, ReduceLROnPlateau
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules.alexnet import AlexNet
@@ -85,6 +85,8 @@ class AlexNetClassifier(LightningModule):
         self.train_accuracies, self.val_accuracies, self.test_accuracies = (
             _accuracies(classes, stage) for stage in get_args(Stage)
         )
+        # Lightning's own mean over processes rounds half an image away where their shares differ.
+        self.train_loss, self.val_loss, self.test_loss = (MeanMetric() for _ in get_args(Stage))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` of ``(B, 3, H, W)`` float images."""
@@ -118,7 +120,9 @@ class AlexNetClassifier(LightningModule):
         loss = F.nll_loss(log_probabilities, targets)
         accuracies: MetricCollection = getattr(self, f"{stage}_accuracies")
         accuracies.update(log_probabilities.detach(), targets)
-        self.log(f"{stage}/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(targets), sync_dist=True)
+        mean_loss: MeanMetric = getattr(self, f"{stage}_loss")
+        mean_loss.update(loss.detach(), len(targets))
+        self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True, batch_size=len(targets))
         self.log_dict(accuracies, on_step=False, on_epoch=True, batch_size=len(targets))
         return {"loss": loss, "log_probabilities": log_probabilities.detach()}
 
