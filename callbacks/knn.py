@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 _GROUP = 32  # columns whose minimum is taken before anything is sorted: 3 times faster than topk over whole rows
-_PAIR_BYTES = 2**23  # pairs measured at a time: larger buffers leave the cache, smaller ones cost more calls
+_PAIR_BYTES = 2**21  # pairs measured at a time: larger buffers leave the cache, smaller ones cost more calls
 
 
 def nearest_neighbours(

@@ -258,7 +258,7 @@ class NearestNeighbours(Callback):
             rank_zero_warn(f"NearestNeighbours: no {stage} or no training images, so there is nothing to retrieve.")
             return
         with looking(pl_module):
-            k = min(max(self.k, *self.precision_at), in_gallery)
+            k = min(max([self.k, *self.precision_at]), in_gallery)
             found = retrieve(trainer, cast(Embeds, pl_module), gallery, queries, k)
             if found is None:
                 rank_zero_warn(f"NearestNeighbours: features are NaN or infinite after epoch {epochs}: nothing shown.")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_modules.lrn import LocalResponseNorm
 
 Activation = Literal["relu", "tanh"]
-Init = Literal["paper", "code", "he"]
+Init = Literal["paper", "code", "he", "fast"]
 LRNConstants = Literal["text", "code"]
 
 KERNEL = 11  # conv1's, whatever the image's size
@@ -55,6 +55,7 @@ class AlexNet(nn.Module):
             ``code``: the same with N(0, 0.03) in conv3-conv5, as in the released layers-145.cfg. ``he``: weights
             N(0, gain**2 / fan_in), biases 0 (He et al. 2015), which keeps the signal's size from layer to layer and
             so trains from the first step; the paper's starves it and can sit at ln(classes) for many epochs.
+            ``fast``: ``he`` with the paper's N(0, 0.01) in conv1, where He's noise would hide what its filters learn.
 
     Raises:
         ValueError: If an argument is out of its range, or the image leaves no pixel after conv5's pool.
@@ -116,7 +117,7 @@ class AlexNet(nn.Module):
         for name, layer in self.named_children():
             if not isinstance(layer, nn.Conv2d | nn.Linear):
                 continue
-            if self.init == "he":
+            if self.init == "he" or (self.init == "fast" and name != "conv1"):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity=self.activation)
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
             else:

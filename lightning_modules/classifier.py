@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR, ReduceLROnPlateau
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules.alexnet import AlexNet
@@ -85,6 +85,8 @@ class AlexNetClassifier(LightningModule):
         self.train_accuracies, self.val_accuracies, self.test_accuracies = (
             _accuracies(classes, stage) for stage in get_args(Stage)
         )
+        # Lightning's own mean over processes rounds half an image away where their shares differ.
+        self.train_loss, self.val_loss, self.test_loss = (MeanMetric() for _ in get_args(Stage))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` of ``(B, 3, H, W)`` float images."""
@@ -106,17 +108,23 @@ class AlexNetClassifier(LightningModule):
         views = self(images.flatten(0, 1)).unflatten(0, images.shape[:2])  # (B, crops, C)
         return F.log_softmax(views, dim=2).logsumexp(1) - float(np.log(images.shape[1]))
 
-    def model_step(self, batch: tuple[Tensor, Tensor], stage: Stage) -> Tensor:
-        """Loss and metrics of a batch, the same for the three stages. Metrics are logged once an epoch."""
+    def model_step(self, batch: tuple[Tensor, Tensor], stage: Stage) -> dict[str, Tensor]:
+        """Loss and metrics of a batch, the same for the three stages. Metrics are logged once an epoch.
+
+        Returns:
+            ``loss``, a scalar; and for callbacks, which Lightning hands it to at the batch's end,
+            ``log_probabilities``: ``(B, C)`` float without gradient.
+        """
         images, targets = batch
         log_probabilities = self.log_probabilities(images)
         loss = F.nll_loss(log_probabilities, targets)
         accuracies: MetricCollection = getattr(self, f"{stage}_accuracies")
         accuracies.update(log_probabilities.detach(), targets)
-        size: Any = float(len(targets))  # Lightning averages sizes over processes, whole numbers by cutting halves off
-        self.log(f"{stage}/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        mean_loss: MeanMetric = getattr(self, f"{stage}_loss")
+        mean_loss.update(loss.detach(), len(targets))
+        self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True, batch_size=len(targets))
         self.log_dict(accuracies, on_step=False, on_epoch=True, batch_size=len(targets))
-        return loss
+        return {"loss": loss, "log_probabilities": log_probabilities.detach()}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Give this step's dropout numbers of its own, which nothing before it changes, a callback or a restart."""
@@ -125,17 +133,17 @@ class AlexNetClassifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Lightning's hook. The accuracies are those of the augmented images, with dropout, while the epoch goes on."""
-        loss = self.model_step(batch, "train")
+        loss = self.model_step(batch, "train")["loss"]
         self.log("train/loss_step", loss.detach(), on_step=True, on_epoch=False, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Lightning's hook."""
-        self.model_step(batch, "val")
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Lightning's hook. Callbacks find what it returns in ``on_validation_batch_end``."""
+        return self.model_step(batch, "val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Lightning's hook."""
-        self.model_step(batch, "test")
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Lightning's hook. Callbacks find what it returns in ``on_test_batch_end``."""
+        return self.model_step(batch, "test")
 
     def configure_optimizers(self) -> Any:
         """SGD and the schedule."""

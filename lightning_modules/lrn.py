@@ -106,8 +106,11 @@ def _slide(padded: Tensor, size: int, out: Tensor) -> None:
     inner = padded.shape[2]
     length = padded.numel() - (size - 1) * inner
     source, target = padded.view(-1), out.view(-1)[:length]
-    target.copy_(source[:length])
-    for shift in range(1, size):
+    if size == 1:
+        target.copy_(source)
+        return
+    torch.add(source[:length], source[inner : inner + length], out=target)
+    for shift in range(2, size):
         target += source[shift * inner : shift * inner + length]
 
 
@@ -169,7 +172,10 @@ class _LRN(torch.autograd.Function):
             first = _power(rs, beta, out=direct[: len(xs), :channels]).mul_(grad_rows[i : i + piece])
             torch.mul(first, xs, out=inside).mul_(rs).mul_(rs)  # grad * x * d**(-beta - 1)
             _slide(terms, size, out=sums_)
-            dx_rows[i : i + piece] = first.addcmul_(xs, sums_[:, :channels], value=-2 * alpha * beta)
+            if dx.dtype == root.dtype:
+                torch.addcmul(first, xs, sums_[:, :channels], value=-2 * alpha * beta, out=dx_rows[i : i + piece])
+            else:
+                dx_rows[i : i + piece] = first.addcmul_(xs, sums_[:, :channels], value=-2 * alpha * beta)
         return dx, None, None, None, None
 
 

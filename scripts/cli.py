@@ -66,7 +66,7 @@ def one_line_errors() -> Iterator[None]:
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
         refuse(str(error))
-    except (MisconfigurationException, ModuleNotFoundError) as error:  # Lightning refuses
+    except (MisconfigurationException, ModuleNotFoundError) as error:  # Lightning's own, such as no GPU or no torch_xla
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
         refuse(f"--trainer: {str(error).rstrip('. ')}. See `python scripts/fit.py fit --help` for what there is.")

@@ -17,7 +17,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from summary import announce_data, check_run, report, summarise
 
-from callbacks import Conv1Filters, NearestNeighbours
+from callbacks import (
+    ActivationStats,
+    ConfusionMatrix,
+    Conv1Filters,
+    EmbeddingProjector,
+    NearestNeighbours,
+    Overview,
+    Predictions,
+    TrainingHealth,
+)
 from callbacks.stop_and_resume import exit_status_of_signals
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
@@ -35,6 +44,12 @@ class FitCLI(ExperimentCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(Conv1Filters, "conv1_filters")
         parser.add_lightning_class_args(NearestNeighbours, "nearest_neighbours")
+        parser.add_lightning_class_args(Predictions, "predictions")
+        parser.add_lightning_class_args(ConfusionMatrix, "confusion_matrix")
+        parser.add_lightning_class_args(ActivationStats, "activation_stats")
+        parser.add_lightning_class_args(EmbeddingProjector, "embedding_projector")
+        parser.add_lightning_class_args(Overview, "overview")
+        parser.add_lightning_class_args(TrainingHealth, "training_health")
 
     def fit(self, model: AlexNetClassifier, datamodule: CIFAR10DataModule, **kwargs: Any) -> None:
         """Train, test the best checkpoint, and say what came of it."""

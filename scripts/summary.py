@@ -103,7 +103,7 @@ def summarise(trainer: Trainer, datamodule: CIFAR10DataModule, seconds: float) -
 
 def report(trainer: Trainer, trained: dict[str, Any], seconds: float, config: Any) -> None:
     """Print the run's table and write it beside the run's other files, with all that is needed to repeat it."""
-    folder = trainer.log_dir  # a broadcast: every process has to take part
+    folder = trainer.log_dir  # a broadcast: every process takes part
     if not trainer.is_global_zero:
         return
     tested = {

@@ -53,6 +53,10 @@ def datamodule(small_shapes: None) -> CIFAR10DataModule:
 def fit(small_shapes: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run ``fit.py`` with the given words in this process, on small data unless they say otherwise; its exit status."""
 
+    import cli
+
+    monkeypatch.setattr(cli, "keep_memory", lambda: False)  # for the whole process: the next test would inherit it
+
     def run(*words: str, small: bool = True) -> int:
         from fit import main
 

@@ -7,6 +7,21 @@ from torch import Tensor, nn
 
 from lightning_modules import classifier
 
+# Nothing to look at, so quick.
+UNSEEN = [
+    f"--{callback}.enabled=false"
+    for callback in (
+        "conv1_filters",
+        "nearest_neighbours",
+        "predictions",
+        "confusion_matrix",
+        "activation_stats",
+        "embedding_projector",
+        "overview",
+        "training_health",
+    )
+]
+
 
 class SmallAlexNet(nn.Module):
     """24-pixel images to ten classes; dropout's masks betray a random number drawn elsewhere."""

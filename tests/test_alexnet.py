@@ -110,7 +110,7 @@ def test_both_poolings_give_equivalent_dimensions(image_size: int) -> None:
         assert shapes(overlapping, images) == shapes(plain, images)
 
 
-@pytest.mark.parametrize("init", ["paper", "code", "he"])
+@pytest.mark.parametrize("init", ["paper", "code", "he", "fast"])
 def test_initialisation(init: str) -> None:
     torch.manual_seed(0)
     net = AlexNet(init=init)
@@ -121,8 +121,9 @@ def test_initialisation(init: str) -> None:
             "paper": 0.01,
             "code": 0.03 if name in ("conv3", "conv4", "conv5") else 0.01,
             "he": math.sqrt(2 / fan_in),
+            "fast": 0.01 if name == "conv1" else math.sqrt(2 / fan_in),
         }[init]
-        bias = 1.0 if init != "he" and name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0
+        bias = 1.0 if init in ("paper", "code") and name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0
         tolerance = 5 / math.sqrt(2 * layer.weight.numel())  # five standard errors of a standard deviation
         assert layer.weight.std().item() == pytest.approx(expected, rel=tolerance), name
         assert layer.bias.unique().tolist() == [bias], name

@@ -12,13 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small import UNSEEN
 from small import small_net as small_net
 
 from datamodules.sources import CLASSES
 
 Fit = Callable[..., int]
-DATA = ["--data.source=cifar10", "--data.root=images", "--data.download=false", "--data.subset_size=20"]
-BARE = ["--data.val_size=10", "--conv1_filters.enabled=false", "--nearest_neighbours.enabled=false"]
+DATA = [
+    "--data.source=cifar10",
+    "--data.root=images",
+    "--data.download=false",
+    "--data.subset_size=20",
+    "--data.val_size=10",
+]
 ONE = Path("images/train/cat/1.png")
 
 
@@ -77,7 +83,7 @@ def test_refused_in_one_line(fit: Fit, capsys: pytest.CaptureFixture[str], case:
     harm, message = REFUSED[case]
     harm()
     more = ["--data.subset_size=30"] if case.startswith("too few") else []
-    assert fit(*DATA, *BARE, *more) == 2
+    assert fit(*DATA, *UNSEEN, *more) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     assert message in lines[0]
@@ -94,7 +100,7 @@ def test_accepted_with_a_count(fit: Fit, capsys: pytest.CaptureFixture[str], cap
     for name in CLASSES:  # whichever of them the subset takes
         for i in range(4):
             shutil.copy(f"images/train/{name}/{i}.png", f"images/test/{name}/copy{i}.png")
-    assert fit(*DATA, *BARE, "--trainer.max_epochs=1") == 0
+    assert fit(*DATA, *UNSEEN, "--trainer.max_epochs=1") == 0
     logged = " ".join(record.getMessage() for record in caplog.records)
     assert "4 of 41 images converted to RGB (1 CMYK, 1 L, 1 P, 1 RGBA)" in logged
     assert "entries ignored: 1 (not among the ten classes)" in logged

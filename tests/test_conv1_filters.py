@@ -200,10 +200,72 @@ def test_weights_that_are_nan_do_not_stop_training(tmp_path: Path):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="every_n_epochs must be 0.*got -1"):
         Conv1Filters(-1)
-    for scale in (0.0, -1.0, float("nan"), float("inf")):
+    for scale in (0.0, -1.0, float("nan"), float("inf"), "firts"):
         with pytest.raises(ValueError, match="scale"):
             Conv1Filters(scale=scale)
     model = Tiny()
     model.net.conv1 = nn.Linear(2, 2)
     with pytest.raises(TypeError, match="Linear"):
         conv1_of(model)
+
+
+def test_one_scale_for_the_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scales: dict[Any, list[float]] = {}
+
+    class Grows(Conv1Filters):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            pl_module.get_submodule("net.conv1").weight.data.mul_(2)
+            super().on_train_epoch_end(trainer, pl_module)
+
+    for setting in ("first", "each", 0.7):
+        found = scales.setdefault(setting, [])
+
+        def listening(weights: Tensor, groups: int, scale: float, title: str, found: list[float] = found) -> Tensor:
+            found.append(scale)
+            return filter_grid(weights, groups, scale, title)
+
+        monkeypatch.setattr("callbacks.conv1_filters.filter_grid", listening)
+        run(tmp_path / str(setting), Grows(scale=setting), epochs=2)
+    torch.manual_seed(1)
+    initial = np.quantile(Tiny().net.conv1.weight.detach().abs().numpy(), 0.995)
+    assert scales["first"] == pytest.approx([initial] * 3, rel=1e-5)
+    assert scales["each"][0] == pytest.approx(initial, rel=1e-5)
+    assert scales["each"][2] > 2 * scales["each"][0]
+    assert scales[0.7] == [0.7] * 3
+
+
+def test_how_far_filters_moved(tmp_path: Path):
+    model, trainer = run(tmp_path, Conv1Filters(), epochs=2)
+    torch.manual_seed(1)
+    start, end = Tiny().net.conv1.weight.detach().numpy(), model.net.conv1.weight.detach().numpy()
+    moved = [np.sqrt(((b - a) ** 2).sum()) / np.sqrt((a**2).sum()) for a, b in zip(start, end, strict=True)]
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "histograms": 0})
+    events.Reload()
+    for tag, want in (("filters/moved_mean", np.mean(moved)), ("filters/moved_max", np.max(moved))):
+        found = {e.step: e.value for e in events.Scalars(tag)}
+        assert sorted(found) == [0, 3, 6]
+        assert found[0] == 0
+        assert found[6] == pytest.approx(want, rel=1e-5)
+    last = events.Histograms("filters/moved")[-1].histogram_value
+    assert (last.num, last.max) == (8, pytest.approx(max(moved), rel=1e-5))
+
+    # A resumed run measures from the first run's start, with its scale; a new fit of the same callback does not.
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    callback = Conv1Filters()
+    resumed = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[callback],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(tmp_path / "resumed"),
+    )
+    resumed.fit(Tiny(), ckpt_path=tmp_path / "run.ckpt")
+    assert callback._start is not None
+    np.testing.assert_array_equal(callback._start.numpy(), start)
+    run(tmp_path / "again", callback, epochs=1)
+    assert saved(tmp_path / "again") == files(0, 1)
+    torch.manual_seed(1)
+    np.testing.assert_array_equal(callback._start.numpy(), Tiny().net.conv1.weight.detach().numpy())

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import UNSEEN
 from small import small_net as small_net
 
 from callbacks.divergence import what_is_not_finite
@@ -15,7 +16,6 @@ from lightning_modules import AlexNetClassifier
 
 Fit = Callable[..., int]
 CHECKPOINTS = Path("logs/alexnet-shapes10/version_0/checkpoints")
-BARE = ["--conv1_filters.enabled=false", "--nearest_neighbours.enabled=false"]
 
 
 def test_finds_what_is_not_finite() -> None:
@@ -56,7 +56,7 @@ def test_nan_at_a_step(
         return output
 
     monkeypatch.setattr(AlexNetClassifier, "training_step", training_step)
-    assert fit(*BARE) == 3
+    assert fit(*UNSEEN) == 3
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     good = CHECKPOINTS / "last.ckpt" if step > 4 else "none yet"
     assert len(lines) == 1
@@ -71,7 +71,7 @@ def test_nan_at_a_step(
 def test_a_last_step_that_overflows_is_not_saved(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     """Its gradients are finite, but not the weights after it: the checkpoint that was to hold them is not written."""
     words = ["--model.schedule=constant", "--model.lr=1e300", "--trainer.limit_train_batches=1"]
-    assert fit(*BARE, *words) == 3
+    assert fit(*UNSEEN, *words) == 3
     assert "is NaN or infinite at step 2" in capsys.readouterr().err
     assert every_file_is_finite() == 0
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from cli import steps_left
 from lightning import Trainer
+from small import UNSEEN
 from small import small_net as small_net
 
 from callbacks import checkpoint_io
@@ -75,8 +76,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return arrange
 
 
-BARE = ["--conv1_filters.enabled=false", "--nearest_neighbours.enabled=false"]  # nothing to look at, so quick
-PLATEAU = [*BARE, "--model.schedule=plateau", "--model.patience=0", "--trainer.max_epochs=3"]
+PLATEAU = [*UNSEEN, "--model.schedule=plateau", "--model.patience=0", "--trainer.max_epochs=3"]
 
 
 EVERY_STEP = [(step, "training_step") for step in range(1, 3 * STEPS + 1)]
@@ -112,14 +112,15 @@ def test_stopped_by_a_signal(
 @pytest.mark.usefixtures("small_net")
 @pytest.mark.parametrize("schedule", ["one_cycle", "milestones"])
 def test_ctrl_c(fit: Fit, stop_at: Callable[..., None], capsys: pytest.CaptureFixture[str], schedule: str) -> None:
-    words = [*BARE, f"--model.schedule={schedule}", "--model.milestones=[1]"]
+    words = [*UNSEEN, f"--model.schedule={schedule}", "--model.milestones=[1]"]
+    handler = signal.getsignal(signal.SIGINT)  # ignored where the tests run in a shell's background
     assert fit(*words) == 0
     stop_at(3, signal.SIGINT)
     assert fit(*words) == 130
     assert f"stopped after 0 epochs and 3 batches: go on with the same command and --ckpt_path {last(1)}" in (
         capsys.readouterr().err.replace(f"{Path().absolute()}/", "")
     )
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     assert fit(*words, "--ckpt_path", "last") == 0
     out = capsys.readouterr().out
     assert f"--ckpt_path last: {last(1)}" in out
@@ -130,9 +131,9 @@ def test_ctrl_c(fit: Fit, stop_at: Callable[..., None], capsys: pytest.CaptureFi
 def test_the_best_of_the_whole_run_is_tested(fit: Fit, stop_at: Callable[..., None]) -> None:
     """What was best before the stop is still known after it, in the new run's own folder."""
     stop_at(STEPS + 1)
-    assert fit(*BARE) == 143
+    assert fit(*UNSEEN) == 143
     before = torch.load(last(0).with_name("best.ckpt"), weights_only=True)
-    assert fit(*BARE, "--model.lr=1e-9", "--ckpt_path", str(last(0))) == 0
+    assert fit(*UNSEEN, "--model.lr=1e-9", "--ckpt_path", str(last(0))) == 0
     states = torch.load(last(1), weights_only=True)["callbacks"]
     best = next(s for name, s in states.items() if "'monitor': 'val/top1'" in name)
     assert Path(best["best_model_path"]).parent.absolute() == last(1).parent.absolute()
@@ -142,34 +143,34 @@ def test_the_best_of_the_whole_run_is_tested(fit: Fit, stop_at: Callable[..., No
 
 @pytest.mark.usefixtures("small_net")
 def test_what_can_not_go_on(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fit(*BARE) == 0
+    assert fit(*UNSEEN) == 0
     runs = sorted(LOGS.iterdir())
     capsys.readouterr()
 
-    assert fit(*BARE, "--ckpt_path", "last") == 0
+    assert fit(*UNSEEN, "--ckpt_path", "last") == 0
     assert f"nothing left to train: {last(0)} was trained for 2 epochs, 8 steps" in capsys.readouterr().out
     for words, message in (
         (["--trainer.max_epochs=5"], "--trainer.max_epochs: 12 more steps are more than the 8 that the one_cycle"),
         (["--model.groups=1"], "net.conv2.weight is (8, 4, 3, 3) in the checkpoint and (8, 8, 3, 3) in the model"),
     ):
-        assert fit(*BARE, "--ckpt_path", "last", *words) == 2
+        assert fit(*UNSEEN, "--ckpt_path", "last", *words) == 2
         assert message in capsys.readouterr().err
     half = steps_left(Trainer(max_epochs=5, accumulate_grad_batches=2, logger=False), STEPS, 2, 0, 8)
     assert half == 6
-    assert fit(*BARE, "--ckpt_path", str(last(0).with_name("best.ckpt"))) == 2
+    assert fit(*UNSEEN, "--ckpt_path", str(last(0).with_name("best.ckpt"))) == 2
     assert "holds weights only, training can't go on from it" in capsys.readouterr().err
 
     flip = bytearray(last(0).read_bytes())
     flip[len(flip) // 2] ^= 1
     last(0).write_bytes(flip)
-    assert fit(*BARE, "--ckpt_path", "last", "--trainer.max_epochs=1") == 0  # the one before it is of one epoch
+    assert fit(*UNSEEN, "--ckpt_path", "last", "--trainer.max_epochs=1") == 0  # the one before it is of one epoch
     captured = capsys.readouterr()
     assert f"warning: {last(0)}: damaged, its SHA-256 is" in captured.err
     assert f"nothing left to train: {previous(last(0))} was trained for 1 epochs, 4 steps" in captured.out
     previous(last(0)).write_bytes(b"")
-    assert fit(*BARE, "--ckpt_path", "last") == 2
+    assert fit(*UNSEEN, "--ckpt_path", "last") == 2
     assert f"error: {last(0)}: damaged" in capsys.readouterr().err
-    assert fit(*BARE, "--ckpt_path", "last", "--trainer.logger.init_args.name=another") == 2
+    assert fit(*UNSEEN, "--ckpt_path", "last", "--trainer.logger.init_args.name=another") == 2
     assert "--ckpt_path last: no run in logs/another/" in capsys.readouterr().err
     assert sorted(LOGS.iterdir()) == runs
     assert sidecar(last(0)).is_file()
@@ -178,7 +179,7 @@ def test_what_can_not_go_on(fit: Fit, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.usefixtures("small_net")
 def test_last_is_written_every_epoch(fit: Fit) -> None:
     """Whatever is monitored, and however rarely validation is."""
-    assert fit(*BARE, "--trainer.check_val_every_n_epoch=2", "--trainer.max_epochs=3") == 0
+    assert fit(*UNSEEN, "--trainer.check_val_every_n_epoch=2", "--trainer.max_epochs=3") == 0
     assert torch.load(last(0), weights_only=True)["global_step"] == 3 * STEPS
     assert torch.load(previous(last(0)), weights_only=True)["global_step"] == 2 * STEPS
 
@@ -187,7 +188,7 @@ def test_last_is_written_every_epoch(fit: Fit) -> None:
 def test_a_full_disk_ends_the_run_in_one_line(
     fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert fit(*BARE) == 0
+    assert fit(*UNSEEN) == 0
     original = checkpoint_io._Hashing.write
 
     def write(self: Any, data: Any) -> int:
@@ -197,11 +198,11 @@ def test_a_full_disk_ends_the_run_in_one_line(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_io._Hashing, "write", write)
-        assert fit(*BARE) == 1
+        assert fit(*UNSEEN) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert ".ckpt: can't be written (No space left on device)" in errors[0]
-    assert fit(*BARE, "--ckpt_path", str(last(1))) == 0
+    assert fit(*UNSEEN, "--ckpt_path", str(last(1))) == 0
     assert digest(last(2)) == digest(last(0))
 
 

@@ -286,6 +286,13 @@ def test_a_gallery_smaller_than_k(tmp_path: Path):
     )
 
 
+def test_no_precision_is_wanted(tmp_path: Path):
+    callback = NearestNeighbours(precision_at=())
+    run(tmp_path, callback)
+    assert callback.precision == {}
+    assert pngs(tmp_path) == ["val_epoch_002.png"]
+
+
 def test_no_validation_images(tmp_path: Path):
     callback = NearestNeighbours()
     with pytest.warns(UserWarning, match="no val"):
@@ -361,7 +368,6 @@ def test_bad_arguments():
     ):
         with pytest.raises(ValueError, match=message):
             NearestNeighbours(**options)
-    assert NearestNeighbours(precision_at=()).precision == {}
 
 
 def test_shown_queries_are_spread_over_the_classes():

@@ -1,0 +1,162 @@
+"""Overview: what a run is, in TensorBoard: its settings, its HPARAMS row, its plots side by side, its network."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from callbacks.at_epochs import evenly_spaced_images
+from callbacks.writing import looking, write_text
+
+Layout = dict[str, dict[str, tuple[str, list[str]]]]
+
+
+def shared_plots() -> Layout:
+    """TensorBoard's custom scalars: train and val on one plot for each metric, all layers on one for each measure.
+
+    Tags are regular expressions that TensorBoard matches from a tag's start on: without the ``$``, ``train/loss``
+    would take ``train/loss_step`` along.
+    """
+
+    def both(metric: str) -> tuple[str, list[str]]:
+        return "Multiline", [f"train/{metric}$", f"val/{metric}$"]
+
+    return {
+        "train and val": {"loss": both("loss"), "top-1": both("top1"), "top-5": both("top5")},
+        "layers": {
+            "dead units": ("Multiline", ["dead/"]),
+            "activation scale": ("Multiline", ["activation_scale/"]),
+            "conv1: how far filters moved": ("Multiline", ["filters/moved_(mean|max)"]),
+        },
+    }
+
+
+def hparams_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    """The settings of model and data under their own names, and the trainer's ``max_epochs``."""
+    settings: dict[str, Any] = {"max_epochs": trainer.max_epochs}
+    for part in (getattr(trainer, "datamodule", None), pl_module):
+        settings |= dict(getattr(part, "hparams_initial", None) or {})
+    return {name: value for name, value in settings.items() if not name.startswith("_")}
+
+
+def add_graph(logger: TensorBoardLogger, network: nn.Module, images: Tensor) -> None:
+    """Give a network's graph to TensorBoard.
+
+    Args:
+        logger: Where to.
+        network: In evaluation mode.
+        images: ``(B, 3, H, W)`` that it takes.
+
+    Raises:
+        RuntimeError: If the network can't be traced.
+    """
+    eager = copy.copy(network)  # the same layers; what torch.compile made of them, which can't be traced, stays behind
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns of every shape that is checked, and of being deprecated
+        logger.experiment.add_graph(eager, images)
+
+
+class Overview(Callback):
+    """Write down once what a run is, for every TensorBoard logger; other loggers have what Lightning gives them.
+
+    - Custom scalars: see :func:`shared_plots`.
+    - Text, ``config``: the ``config.yaml`` that LightningCLI saved in the run's folder; without one, the settings that
+      model and DataModule saved.
+    - Graphs: the network (``net``), traced on one validation image.
+    - HPARAMS: a row for the run, from its first validation on, with its settings and ``hp/val_top1``: the best
+      validation top-1 so far, so that of the checkpoint that is tested.
+
+    Args:
+        metric: Which metric, larger is better, becomes ``hp/val_top1``: a slash in its name turns into ``_``.
+        graph: False leaves the graph out.
+        enabled: False switches the callback off.
+    """
+
+    def __init__(self, metric: str = "val/top1", graph: bool = True, enabled: bool = True) -> None:
+        super().__init__()
+        self.metric = metric
+        self.graph = graph
+        self.enabled = enabled
+        self._best: float | None = None
+        self._row = False  # whether this run has its row
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier run; what a checkpoint remembers comes after this."""
+        if stage == "fit":
+            self._best, self._row = None, False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far, for the run that goes on from a checkpoint."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best from a checkpoint."""
+        self._best = state_dict["best"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write down all but the row."""
+        if self._off(trainer):
+            return
+        write_text(trainer, "config", f"```yaml\n{_config(trainer, pl_module).strip()}\n```")
+        loggers = _tensorboards(trainer)
+        if not trainer.is_global_zero or not loggers:
+            return
+        for logger in loggers:
+            logger.experiment.add_custom_scalars(shared_plots())
+        if self.graph and hasattr(getattr(trainer, "datamodule", None), "query_dataloader"):
+            with looking(pl_module):
+                fetched = evenly_spaced_images(trainer, "val", 1)
+                if fetched is None:
+                    return
+                try:
+                    for logger in loggers:
+                        add_graph(logger, pl_module.get_submodule("net"), fetched[0])
+                except (RuntimeError, AttributeError) as error:
+                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    rank_zero_warn(f"Overview: the network can't be traced, so there is no graph of it ({reason}).")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the run's row up to date."""
+        if self._off(trainer) or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        metrics: Mapping[str, Tensor] = trainer.callback_metrics
+        if self.metric not in metrics:
+            return
+        value = float(metrics[self.metric])
+        if self._best is None or value > self._best or math.isnan(self._best):
+            self._best = value
+        row = {f"hp/{self.metric.replace('/', '_')}": self._best}
+        for logger in _tensorboards(trainer):
+            if self._row:
+                logger.log_metrics(row, step=trainer.global_step)
+            else:
+                logger.log_hyperparams(hparams_of(trainer, pl_module), row, step=trainer.global_step)
+        self._row = True
+
+    def _off(self, trainer: Trainer) -> bool:
+        return not self.enabled or bool(getattr(trainer, "fast_dev_run", False))
+
+
+def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _config(trainer: Trainer, pl_module: LightningModule) -> str:
+    path = Path(trainer.log_dir or trainer.default_root_dir) / "config.yaml"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    return cast(str, yaml.safe_dump({name: _plain(value) for name, value in hparams_of(trainer, pl_module).items()}))
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str | type(None)) else str(value)

@@ -1,0 +1,89 @@
+"""The dashboard in a real browser: TensorBoard over a short run, in headless Chromium."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import screenshots
+from PIL import Image
+from screenshots import (
+    browser,
+    lines_of,
+    look,
+    open_tab,
+    pictures_of,
+    save,
+    tensorboard,
+    text_of,
+    wait,
+)
+
+RUN = Path("logs/alexnet-shapes10/version_0")
+PICTURES = {  # tag -> the newest of its files
+    "confusion/val": "confusion/val_epoch_002.png",
+    "confusion/test": "confusion/test_epoch_002.png",
+    "embedding/val": "embedding/val_epoch_002.png",
+    "filters/conv1": "conv1_filters/epoch_002.png",
+    "predictions/val": "predictions/val_epoch_002.png",
+    "predictions/test": "predictions/test_epoch_002.png",
+    "retrieval/val": "retrieval/val_epoch_002.png",
+    "retrieval/test": "retrieval/test_epoch_002.png",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(screenshots.missing() is not None, reason=screenshots.missing() or "")
+def test_every_tab_shows_the_run(fit: Callable[..., int]) -> None:
+    assert fit("--trainer.log_every_n_steps", "1") == 0
+    shots = Path("screenshots")
+    with tensorboard(Path("logs")) as address, browser() as driver:
+        # Each picture arrives, whole: with the size of the file in the run's folder.
+        for tag, name in PICTURES.items():
+            open_tab(driver, address, f"images&tagFilter=^{tag}$")
+            size = Image.open(RUN / name).size
+            wait(driver, tag, lambda tag=tag, size=size: pictures_of(driver).get(tag) == size)  # type: ignore[misc]
+        save(driver, shots / "images.png")
+
+        open_tab(driver, address, "scalars&tagFilter=^(train/lr|health/gradient_norm|val/top1)$")
+        wait(driver, "three curves", lambda: lines_of(driver) >= 3)
+        text = text_of(driver)
+        assert all(tag in text for tag in ("train/lr", "health/gradient_norm", "val/top1"))
+        save(driver, shots / "scalars.png")
+
+        open_tab(driver, address, "custom_scalars")
+        wait(driver, "train and val on three plots", lambda: lines_of(driver) >= 6)
+        text = text_of(driver)
+        assert "train and val" in text
+        assert text.count("Matches (2)") >= 3  # two curves on each: not train/loss_step too
+        save(driver, shots / "custom_scalars.png")
+
+        open_tab(driver, address, "hparams")
+        wait(driver, "a row", lambda: "hp/val_top1" in text_of(driver) and "version_0" in text_of(driver))
+        assert "conv1_stride" in text_of(driver)
+        save(driver, shots / "hparams.png")
+
+        open_tab(driver, address, "text")
+        wait(driver, "config", lambda: "seed_everything: 0" in text_of(driver))
+        wait(driver, "tables", lambda: "Most confused:" in text_of(driver) and "checkerboard" in text_of(driver))
+        save(driver, shots / "text.png")
+
+        open_tab(driver, address, "graphs")
+        wait(driver, "the network", lambda: {"AlexNet", "input", "output"} <= set(text_of(driver).split()))
+        save(driver, shots / "graphs.png")
+
+        open_tab(driver, address, "projector")
+        wait(driver, "40 points", lambda: "Points: 40" in text_of(driver))
+        # Sprites are colourful; points without them, or white ones (uint8 sprites), are not.
+        wait(driver, "sprites", lambda: _colourful(look(driver)) > 0.01)
+        save(driver, shots / "projector.png")
+    assert len(list(shots.iterdir())) == 7
+
+
+def _colourful(page: Image.Image) -> float:
+    """The part of the page's middle that is neither grey nor white. Points and axes alone: a thousandth."""
+    middle = page.crop((page.width // 4, page.height // 5, page.width * 3 // 4, page.height))
+    saturation = middle.convert("HSV").getchannel("S")
+    return sum(saturation.histogram()[80:]) / (middle.width * middle.height)
