@@ -209,18 +209,26 @@ class NeighbourSearch:
         if group * spread < len(rows):  # the few columns that no group holds
             rest_row, rest_column = (lower[:, group * spread :] <= limit[:, None]).nonzero(as_tuple=True)
             row, column = torch.cat([row, rest_row]), torch.cat([column, rest_column + group * spread])
+        bounds = lower[row, column]
+        if self._slack < 0.1:  # the same bound again, from the k nearest candidates themselves: it leaves half of them
+            bound = _kth_smallest(bounds, row, len(queries), self.k) + own
+            limit = torch.minimum(limit, (bound + 6 * self._slack * query_norms) / (1 - 4 * self._slack) - own)
+            row, column = row[bounds <= limit[row]], column[bounds <= limit[row]]
         if len(row):
             self._measure(row + start, rows, column, numbers)
 
     def _measure(self, row: Tensor, rows: Tensor, column: Tensor, numbers: Tensor) -> None:
         """Measure pairs (query, row of the block) exactly and keep each query's k nearest."""
-        step = max(1, _PAIR_BYTES // (rows.shape[1] * self.squared.element_size()))
-        squared = torch.cat(
-            [
-                (self.queries[r].to(self.squared.dtype) - rows[c]).square_().sum(1)
-                for r, c in zip(row.split(step), column.split(step), strict=True)
-            ]
-        )
+        step = min(len(row), max(1, _PAIR_BYTES // (rows.shape[1] * self.squared.element_size())))
+        # The same buffers for all pieces: glibc would cut a heap of hundreds of megabytes out of a new one for each.
+        near, far = (torch.empty(step, rows.shape[1], dtype=t.dtype, device=t.device) for t in (self.queries, rows))
+        difference = torch.empty_like(near, dtype=self.squared.dtype)
+        squared = torch.empty(len(row), dtype=self.squared.dtype, device=row.device)
+        for r, c, found in zip(row.split(step), column.split(step), squared.split(step), strict=True):
+            torch.index_select(self.queries, 0, r, out=near[: len(r)])
+            torch.index_select(rows, 0, c, out=far[: len(r)])
+            difference[: len(r)].copy_(near[: len(r)]).sub_(far[: len(r)])
+            torch.sum(difference[: len(r)].square_(), 1, out=found)
         # Pairs are few and uneven, so they are sorted as one list with the neighbours so far: by index, then by
         # distance, then by query; stable sorts keep the earlier orders.
         changed, place = row.unique(return_inverse=True)
@@ -256,6 +264,17 @@ def _checked_norms(rows: Tensor, name: str) -> Tensor:
     if not bool(norms.isfinite().all()):
         raise ValueError(f"{name} hold values that are NaN, infinite or too large to be squared")
     return norms
+
+
+def _kth_smallest(values: Tensor, row: Tensor, rows: int, k: int) -> Tensor:
+    """``(rows,)``: the k-th smallest of the ``values`` that belong to each row by ``row``; ``inf`` where they are fewer."""
+    order = values.argsort(stable=True)
+    order = order[row[order].argsort(stable=True)]
+    counts = row.bincount(minlength=rows)
+    enough = counts >= k
+    kth = torch.full((rows,), torch.inf, dtype=values.dtype, device=values.device)
+    kth[enough] = values[order[(counts.cumsum(0) - counts)[enough] + k - 1]]
+    return kth
 
 
 def _relative_error(width: int, dtype: torch.dtype) -> float:

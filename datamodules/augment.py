@@ -7,6 +7,7 @@ torchvision's v2 transforms draw once for a whole batch, so they can't be used o
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -111,7 +112,20 @@ def ten_crops(images: Tensor, crop_size: int, padding: int) -> Tensor:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Bilinear, to ``(B, 3, size, size)`` float; antialiased on the way down, as PIL and torchvision do it."""
-    if images.shape[-1] == size and images.shape[-2] == size:
+    """Bilinear, to ``(B, 3, size, size)`` float; antialiased on the way down, as PIL and torchvision do it.
+
+    Each row and each column of the result is the same weighted sum of the image's whatever the image: two matrix
+    products, which take half of ``F.interpolate``'s time on a CPU and give its values up to rounding.
+    """
+    height, width = images.shape[2:]
+    if height == size and width == size:
         return images
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=size < min(images.shape[-2:]))
+    rows, columns = (_resizing(n, size).to(images) for n in (height, width))
+    return rows @ (images @ columns.T)
+
+
+@lru_cache(maxsize=16)
+def _resizing(source: int, target: int) -> Tensor:
+    """``(target, source)``: what each pixel of a line makes of the line's pixels; ``F.interpolate``'s own weights."""
+    impulses = torch.eye(source, dtype=torch.float64)[None, None]  # column j of this image: a line with pixel j alone on
+    return F.interpolate(impulses, (target, source), mode="bilinear", antialias=target < source)[0, 0]
