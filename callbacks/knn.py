@@ -267,7 +267,7 @@ def _checked_norms(rows: Tensor, name: str) -> Tensor:
 
 
 def _kth_smallest(values: Tensor, row: Tensor, rows: int, k: int) -> Tensor:
-    """``(rows,)``: the k-th smallest of the ``values`` that belong to each row by ``row``; ``inf`` where they are fewer."""
+    """``(rows,)``: the k-th smallest of the values that belong to each row by ``row``; ``inf`` where they are fewer."""
     order = values.argsort(stable=True)
     order = order[row[order].argsort(stable=True)]
     counts = row.bincount(minlength=rows)

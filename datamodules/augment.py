@@ -127,5 +127,5 @@ def resize(images: Tensor, size: int) -> Tensor:
 @lru_cache(maxsize=16)
 def _resizing(source: int, target: int) -> Tensor:
     """``(target, source)``: what each pixel of a line makes of the line's pixels; ``F.interpolate``'s own weights."""
-    impulses = torch.eye(source, dtype=torch.float64)[None, None]  # column j of this image: a line with pixel j alone on
+    impulses = torch.eye(source, dtype=torch.float64)[None, None]  # column j: a line with pixel j alone on
     return F.interpolate(impulses, (target, source), mode="bilinear", antialias=target < source)[0, 0]
