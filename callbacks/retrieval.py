@@ -7,7 +7,7 @@ share the query's class: a measure of the features that no classifier is needed 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from callbacks.at_epochs import evenly_spaced
 from callbacks.images import retrieval_panel
 from callbacks.knn import NeighbourSearch, merge_neighbours, retrieval_precision
 from callbacks.writing import looking, write_image, write_scalars
@@ -90,7 +91,7 @@ def spread_queries(targets: Sequence[int], count: int) -> list[int]:
 
 
 def retrieve(
-    trainer: Trainer, module: Embeds, gallery: DataLoader[Any], queries: DataLoader[Any], k: int
+    trainer: Trainer, module: Embeds, gallery: DataLoader[Any], queries: Iterable[Any], k: int
 ) -> Retrieved | None:
     """Find the gallery images nearest to each query. To be called in every process, inside ``looking``.
 
@@ -101,7 +102,7 @@ def retrieve(
         trainer: Moves batches to the device and gathers from all processes.
         module: Makes features of images.
         gallery: At least k images, the same in every process.
-        queries: At least one image, likewise.
+        queries: Batches, likewise; at least one image in all.
         k: Neighbours for each query.
 
     Returns:
@@ -163,11 +164,14 @@ class NearestNeighbours(Callback):
     In ``fit`` the queries are the validation images, in ``test`` the test images. The image goes to every TensorBoard
     logger as ``retrieval/val`` or ``retrieval/test`` and to ``retrieval/val_epoch_010.png`` in the run's folder, where
     10 is the number of epochs that the network was trained for. ``val/retrieval_p5`` is the mean fraction of the 5
-    nearest training images that are of the query's class, over all queries.
+    nearest training images that are of the query's class, over the queries.
 
     Args:
         every_n_epochs: 0 looks at the end of fit only; 5 also after every fifth epoch. Each time embeds all training
-            and validation images.
+            images, and the queries.
+        after_fit: False leaves out the look at the end of fit, where a test of the best checkpoint follows anyway.
+        max_queries: Images that are looked up, spread evenly over the validation or test images: 500 tell a precision
+            to 2 points. Fewer images are all looked up.
         num_queries: Rows of the image, of classes spread over all. The same in the whole run.
         k: Neighbours in a row, 6 in the paper. A gallery that is smaller shows what it has.
         precision_at: For which numbers of neighbours precision is logged. A gallery that is smaller counts what it has.
@@ -187,6 +191,8 @@ class NearestNeighbours(Callback):
     def __init__(
         self,
         every_n_epochs: int = 0,
+        after_fit: bool = True,
+        max_queries: int = 500,
         num_queries: int = 5,
         k: int = 6,
         precision_at: Sequence[int] = (1, 5, 10),
@@ -195,12 +201,14 @@ class NearestNeighbours(Callback):
         super().__init__()
         if every_n_epochs < 0:
             raise ValueError(f"every_n_epochs must be 0 (end only) or more, got {every_n_epochs}")
-        for name, value in {"num_queries": num_queries, "k": k}.items():
+        for name, value in {"max_queries": max_queries, "num_queries": num_queries, "k": k}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if any(value < 1 for value in precision_at):
             raise ValueError(f"each precision_at must be at least 1, got {list(precision_at)}")
         self.every_n_epochs = every_n_epochs
+        self.after_fit = after_fit
+        self.max_queries = max_queries
         self.num_queries = num_queries
         self.k = k
         self.precision_at = tuple(precision_at)
@@ -240,7 +248,7 @@ class NearestNeighbours(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the trained network, unless the last epoch's turn just did."""
-        if self._looked != trainer.global_step:
+        if self.after_fit and self._looked != trainer.global_step:
             self._look(trainer, pl_module, "val", trainer.current_epoch)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -253,17 +261,23 @@ class NearestNeighbours(Callback):
             return
         datamodule = cast(HasGallery, getattr(trainer, "datamodule", None))
         gallery, queries = datamodule.gallery_dataloader(), datamodule.query_dataloader(stage)
-        in_gallery = len(cast(Any, gallery.dataset))
-        if not in_gallery or not len(cast(Any, queries.dataset)):
+        in_gallery, available = len(cast(Any, gallery.dataset)), len(cast(Any, queries.dataset))
+        if not in_gallery or not available:
             rank_zero_warn(f"NearestNeighbours: no {stage} or no training images, so there is nothing to retrieve.")
             return
         with looking(pl_module):
             k = min(max([self.k, *self.precision_at]), in_gallery)
-            found = retrieve(trainer, cast(Embeds, pl_module), gallery, queries, k)
+            places = evenly_spaced(available, self.max_queries)
+            size = cast(int, queries.batch_size)
+            parts = (places[i : i + size] for i in range(0, len(places), size))
+            batches = (cast(Any, queries.dataset).__getitems__(part) for part in parts)
+            found = retrieve(trainer, cast(Embeds, pl_module), gallery, batches, k)
             if found is None:
                 rank_zero_warn(f"NearestNeighbours: features are NaN or infinite after epoch {epochs}: nothing shown.")
                 return
-            image = self._panel(trainer, datamodule, gallery, queries, found, f"{stage} images after epoch {epochs}")
+            image = self._panel(
+                trainer, datamodule, gallery, queries, places, found, f"{stage} images after epoch {epochs}"
+            )
         # Asked for 10 neighbours in a gallery of 7, it is the precision of the 7.
         values = retrieval_precision(found.neighbour_targets, found.query_targets, range(1, k + 1))
         precision = {f"{stage}/retrieval_p{n}": values[min(n, k)] for n in self.precision_at}
@@ -277,6 +291,7 @@ class NearestNeighbours(Callback):
         datamodule: HasGallery,
         gallery: DataLoader[Any],
         queries: DataLoader[Any],
+        places: list[int],
         found: Retrieved,
         title: str,
     ) -> Tensor:
@@ -289,7 +304,7 @@ class NearestNeighbours(Callback):
             return datamodule.to_rgb(inputs).float().cpu()
 
         return retrieval_panel(
-            images(queries, rows),
+            images(queries, [places[row] for row in rows]),
             images(gallery, indices.flatten().tolist()).unflatten(0, indices.shape),
             [query_targets[row] for row in rows],
             found.neighbour_targets[rows, : self.k].tolist(),

@@ -56,6 +56,8 @@ class AlexNet(nn.Module):
             N(0, gain**2 / fan_in), biases 0 (He et al. 2015), which keeps the signal's size from layer to layer and
             so trains from the first step; the paper's starves it and can sit at ln(classes) for many epochs.
             ``fast``: ``he`` with the paper's N(0, 0.01) in conv1, where He's noise would hide what its filters learn.
+        bias: What ``paper`` and ``code`` set the biases of conv2, conv4, conv5, fc6 and fc7 to. 1 in the paper; Caffe
+            used 0.1, because 1 drowns the signal.
 
     Raises:
         ValueError: If an argument is out of its range, or the image leaves no pixel after conv5's pool.
@@ -76,6 +78,7 @@ class AlexNet(nn.Module):
         dropout: float = 0.5,
         activation: Activation = "relu",
         init: Init = "paper",
+        bias: float = 1.0,
     ) -> None:
         super().__init__()
         _check_choice("activation", activation, get_args(Activation))
@@ -90,7 +93,9 @@ class AlexNet(nn.Module):
                 f"image_size: {image_size} leaves no pixel after conv5's pool. The smallest image for "
                 f"conv1_stride {conv1_stride} is {smallest_image_size(conv1_stride)} pixels."
             )
-        self.image_size, self.activation, self.init = image_size, activation, init
+        if not math.isfinite(bias):
+            raise ValueError(f"bias: {bias} is not a finite number.")
+        self.image_size, self.activation, self.init, self.bias = image_size, activation, init, bias
         size = conv1_size(image_size, conv1_stride)
         self.padding = (size - 1) * conv1_stride + KERNEL - image_size  # 3 at 224; never below 0
 
@@ -123,7 +128,7 @@ class AlexNet(nn.Module):
             else:
                 wide = self.init == "code" and name in ("conv3", "conv4", "conv5")
                 nn.init.normal_(layer.weight, std=0.03 if wide else 0.01)
-                nn.init.constant_(layer.bias, 1.0 if name in BIAS_ONE else 0.0)  # type: ignore[arg-type]
+                nn.init.constant_(layer.bias, self.bias if name in BIAS_ONE else 0.0)  # type: ignore[arg-type]
 
     def features(self, images: Tensor) -> Tensor:
         """``(B, 3, image_size, image_size)`` to ``(B, 256, n, n)``. In the margin: the shapes at 224."""

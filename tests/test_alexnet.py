@@ -129,6 +129,15 @@ def test_initialisation(init: str) -> None:
         assert layer.bias.unique().tolist() == [bias], name
 
 
+def test_biases_of_the_paper_s_presets() -> None:
+    """Caffe's 0.1 in place of section 5's 1; where section 5 has 0, nothing changes."""
+    net = AlexNet(image_size=64, conv1_stride=2, init="paper", bias=0.1)
+    biases = [net.get_submodule(name).bias.unique().tolist() for name in LAYERS]
+    assert biases == [[0.0], [pytest.approx(0.1)], [0.0], *[[pytest.approx(0.1)]] * 4, [0.0]]
+    with pytest.raises(ValueError, match="bias: nan"):
+        AlexNet(bias=float("nan"))
+
+
 def test_groups_do_not_see_each_other() -> None:
     """Section 3.2: with two groups, the second half of conv2's maps has no connection to the first half of conv1's."""
     for groups, independent in ((2, True), (1, False)):

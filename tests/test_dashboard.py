@@ -28,7 +28,6 @@ PICTURES = {  # tag -> the newest of its files
     "filters/conv1": "conv1_filters/epoch_002.png",
     "predictions/val": "predictions/val_epoch_002.png",
     "predictions/test": "predictions/test_epoch_002.png",
-    "retrieval/val": "retrieval/val_epoch_002.png",
     "retrieval/test": "retrieval/test_epoch_002.png",
 }
 

@@ -204,6 +204,27 @@ def test_looks_every_n_epochs_and_at_the_end_once(tmp_path: Path, every: int, ep
         np.testing.assert_array_equal(png, np.array(Image.open(io.BytesIO(image.encoded_image_string))))
 
 
+def test_a_test_alone_can_look(tmp_path: Path):
+    model, data, trainer = run(tmp_path, NearestNeighbours(after_fit=False))
+    assert pngs(tmp_path) == []
+    trainer.test(model, datamodule=data, verbose=False)
+    assert pngs(tmp_path) == ["test_epoch_002.png"]
+
+
+def test_some_of_many_queries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every other one of the 20 validation images is looked up; the panel shows those, not their neighbours in line."""
+    shown: list[Tensor] = []
+    monkeypatch.setattr(retrieval, "retrieval_panel", lambda *a: shown.append(a[0]) or images.retrieval_panel(*a))
+    callback = NearestNeighbours(max_queries=10, num_queries=3, precision_at=(5,))
+    model, data, _ = run(tmp_path, callback)
+    _, indices = brute_force(model, data, "val", 5)
+    targets, gallery = data.sets["val"].targets[::2], data.sets["train"].targets
+    want = (gallery[torch.from_numpy(indices[::2].copy())] == targets[:, None]).double().mean().item()
+    assert callback.precision == {"val/retrieval_p5": pytest.approx(want, abs=1e-12)}
+    rows = [2 * row for row in spread_queries(targets.tolist(), 3)]
+    torch.testing.assert_close(shown[0], data.sets["val"].images[rows] / 255)
+
+
 def test_the_panel_shows_the_neighbours_of_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shown: list[tuple[Any, ...]] = []
 

@@ -1,0 +1,244 @@
+"""Why the paper's initialisation stands at ln 10, and what leaves it: measures, and draws ``docs/plateau.png``.
+
+python scripts/plateau.py                  # every trial, one epoch of 5,000 images each: about a minute a trial
+python scripts/plateau.py --only paper he  # some of them
+python scripts/plateau.py --plot           # the picture and the table from results/plateau.json alone
+
+A trial is the default network (64 pixels, conv1's stride 2) with one thing changed. At the start it measures how much
+of each layer's output depends on the image, and how large a step the first gradient asks for; then it trains an epoch
+and keeps every loss. What is in the JSON file with the same settings is not done again.
+
+From top to bottom: the trials, what is measured, the picture and the table, the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from cli import one_line_errors
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from memory import keep_memory
+from torch import Tensor
+
+from datamodules import CIFAR10DataModule
+from lightning_modules import AlexNetClassifier
+
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+PLATEAU = math.log(10)
+LEFT = 0.05  # a mean loss this far below ln 10 over the epoch's last ten steps counts as having left
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Trial(NamedTuple):
+    """What a trial changes.
+
+    Attributes:
+        label: For people.
+        model: ``AlexNetClassifier``'s arguments that differ from the paper's.
+        data: ``CIFAR10DataModule``'s likewise.
+        warmup: Steps over which the learning rate rises to ``lr``; 0 for none.
+    """
+
+    label: str
+    model: dict[str, Any]
+    data: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    warmup: int = 0
+
+
+RAW = {"input_scale": "raw"}
+TRIALS = {
+    "paper": Trial("the paper's: N(0, 0.01), biases 1", {"init": "paper"}),
+    "paper-raw": Trial("its inputs of 0-255", {"init": "paper"}, RAW),
+    "paper-bias0.1": Trial("biases 0.1 (Caffe's)", {"init": "paper", "bias": 0.1}),
+    "paper-bias0": Trial("biases 0", {"init": "paper", "bias": 0.0}),
+    "paper-warmup": Trial("20 steps of warm-up", {"init": "paper"}, warmup=20),
+    "paper-lr0.1": Trial("lr 0.1", {"init": "paper", "lr": 0.1}),
+    "paper-nodropout": Trial("no dropout", {"init": "paper", "dropout": 0.0}),
+    "paper-raw-bias0.1": Trial("inputs of 0-255, biases 0.1", {"init": "paper", "bias": 0.1}, RAW),
+    "code": Trial("the code's: N(0, 0.03) in conv3-conv5", {"init": "code"}),
+    "code-raw": Trial("the code's, inputs of 0-255", {"init": "code"}, RAW),
+    "code-raw-lr0.002": Trial("the code's, inputs of 0-255, lr 0.002", {"init": "code", "lr": 0.002}, RAW),
+    "code-raw-bias0.1": Trial("the code's, inputs of 0-255, biases 0.1", {"init": "code", "bias": 0.1}, RAW),
+    "fast": Trial("He's, but N(0, 0.01) in conv1", {"init": "fast"}),
+    "he": Trial("He's initialisation, biases 0", {"init": "he"}),
+}
+SHOWN = ("paper", "paper-raw", "paper-bias0", "code-raw-lr0.002", "code-raw-bias0.1", "he")  # in the picture
+
+
+# ---------------------------------------------------------------------------------------------------- what is measured
+
+
+def signal(outputs: Tensor) -> tuple[float, float]:
+    """How large a layer's outputs are, and how much of that tells images apart.
+
+    Args:
+        outputs: ``(B, C, ...)`` float, before the activation function; B at least 2.
+
+    Returns:
+        The root mean square of all values; and that of each place's deviation from its mean over the images.
+    """
+    values = outputs.detach().double()
+    return values.square().mean().sqrt().item(), (values - values.mean(0)).square().mean().sqrt().item()
+
+
+def measure_start(model: AlexNetClassifier, images: Tensor, targets: Tensor) -> dict[str, dict[str, float]]:
+    """Each layer before the first step: ``size`` and ``spread`` of :func:`signal`, and ``step``.
+
+    ``step`` is what the first step changes: lr times the root mean square of the weights' gradient, as a share of the
+    weights' own. Without dropout, which would make every image differ from every other.
+    """
+    found: dict[str, dict[str, float]] = {}
+    layers = {name: model.net.get_submodule(name) for name in LAYERS}
+
+    def keep(name: str, outputs: Tensor) -> None:
+        size, spread = signal(outputs)
+        found[name] = {"size": size, "spread": spread}
+
+    handles = [
+        layer.register_forward_hook(lambda module, inputs, outputs, name=name: keep(name, outputs))
+        for name, layer in layers.items()
+    ]
+    try:
+        model.eval()
+        F.nll_loss(model.log_probabilities(images), targets).backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train()
+    for name, layer in layers.items():
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        gradient = weight.grad.double().square().mean().sqrt().item()  # type: ignore[union-attr]
+        found[name]["step"] = model.lr * gradient / weight.detach().double().square().mean().sqrt().item()
+    model.zero_grad()
+    return found
+
+
+def run(trial: Trial, seed: int, steps: int | None, **data: Any) -> dict[str, Any]:
+    """Measure a trial's start and train it for an epoch.
+
+    Args:
+        trial: What differs.
+        seed: Of weights, order, augmentation and dropout.
+        steps: Stop after so many; None for the whole epoch.
+        data: ``CIFAR10DataModule``'s arguments beside the trial's.
+
+    Returns:
+        ``start`` by layer, and ``losses`` of every step; a run whose loss is not finite ends there.
+    """
+    settings: dict[str, Any] = {"image_size": 64, "crop_size": 32, "crop_padding": 4, "val_size": 0, **data}
+    datamodule = CIFAR10DataModule(seed=seed, **settings, **trial.data)
+    datamodule.setup("fit")
+    torch.manual_seed(seed)
+    network = {"image_size": settings["image_size"], "conv1_stride": 2, "schedule": "constant", **trial.model}
+    model = AlexNetClassifier(seed=seed, **network)
+    optimizer = model.configure_optimizers()
+    losses: list[float] = []
+    start: dict[str, dict[str, float]] = {}
+    for number, raw in enumerate(datamodule.train_dataloader()):
+        if steps is not None and number >= steps:
+            break
+        images, targets = datamodule.on_after_batch_transfer(raw, 0)
+        start = start or measure_start(model, images, targets)
+        model.on_train_batch_start(raw, number)
+        for group in optimizer.param_groups:
+            group["lr"] = model.lr * min(1.0, (number + 1) / max(1, trial.warmup))
+        loss = F.nll_loss(model.log_probabilities(images), targets)
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return {"start": start, "losses": losses, "data": datamodule.description}
+
+
+def end(losses: list[float]) -> float:
+    """The mean loss of the last ten steps."""
+    return statistics.fmean(losses[-10:])
+
+
+# -------------------------------------------------------------------------------------------- the picture and the table
+
+
+def draw(done: dict[str, Any]) -> Figure:
+    """What depends on the image, layer by layer, and the losses of the first epoch."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for name in [name for name in SHOWN if name in done]:
+        result, label = done[name], TRIALS[name].label
+        spread = [result["start"][layer]["spread"] for layer in LAYERS]
+        (line,) = left.plot(LAYERS, spread, marker="o", label=label)
+        losses = result["losses"]
+        smooth = [statistics.fmean(losses[max(0, i - 4) : i + 1]) for i in range(len(losses))]
+        right.plot(range(1, len(losses) + 1), smooth, color=line.get_color(), label=label)
+    left.set(yscale="log", title="At the start: how far outputs differ between images", ylabel="standard deviation")
+    right.axhline(PLATEAU, color="grey", linestyle=":", linewidth=1)
+    right.text(1, PLATEAU + 0.01, "ln 10", color="grey", fontsize=8)
+    right.set(ylim=(1.9, 2.8), title="The first epoch: training loss (mean of 5 steps)", xlabel="step")
+    left.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def table(done: dict[str, Any]) -> str:
+    """A line for each trial, in Markdown."""
+    lines = [
+        "| what is changed | fc8's outputs differ between images by | first step changes conv1 by | loss, steps 31-40 | left? |",  # noqa: E501
+        "|---|---|---|---|---|",
+    ]
+    for name, trial in TRIALS.items():
+        if name in done:
+            start, last = done[name]["start"], end(done[name]["losses"])
+            verdict = "yes" if last < PLATEAU - LEFT else "no"
+            change = f"{100 * start['conv1']['step']:.2g} %"
+            lines.append(f"| {trial.label} | {start['fc8']['spread']:.1e} | {change} | {last:.3f} | {verdict} |")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=[*TRIALS], metavar="TRIAL", help=f"some of {', '.join(TRIALS)}")
+    parser.add_argument("--root", default="data", help="folder that holds CIFAR-10")
+    parser.add_argument("--source", default="cifar10", choices=("cifar10", "shapes10"))
+    parser.add_argument("--subset_size", type=int, default=5000, help="images to train on")
+    parser.add_argument("--steps", type=int, help="stop after so many (default: the whole epoch)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, default=ROOT / "results" / "plateau.json", help="where the figures go")
+    parser.add_argument("--png", type=Path, default=ROOT / "docs" / "plateau.png", help="where the picture goes")
+    parser.add_argument("--plot", action="store_true", help="picture and table from the figures alone")
+    args = parser.parse_args()
+    keep_memory()
+    data = {"root": args.root, "source": args.source, "subset_size": args.subset_size}
+    kept: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
+    for name in [] if args.plot else args.only or TRIALS:
+        trial = TRIALS[name]
+        settings = {"trial": trial._asdict(), "seed": args.seed, "steps": args.steps, **data}
+        if kept.get(name, {}).get("settings") != settings:
+            with one_line_errors():
+                result = run(trial, args.seed, args.steps, **data)
+            versions = {"python": platform.python_version(), "torch": torch.__version__}
+            kept[name] = {"settings": settings, **result, "versions": versions}
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(kept, indent=1) + "\n")
+        print(f"{name}: loss of the last ten steps {end(kept[name]['losses']):.3f}", flush=True)
+    if kept:
+        args.png.parent.mkdir(parents=True, exist_ok=True)
+        draw(kept).savefig(args.png, dpi=100)
+        print(table(kept))
+
+
+if __name__ == "__main__":
+    main()
