@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,27 @@ def fit(small_shapes: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., in
         except SystemExit as exit_:
             return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
         return 0
+
+    return run
+
+
+@pytest.fixture
+def refused(fit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run ``fit.py`` with words that it must refuse: status 2 and one line, which is returned, and nothing written."""
+
+    def run(*words: str) -> str:
+        def files() -> list[Path]:
+            return sorted(path for path in Path().rglob("*") if ".cache" not in path.parts)
+
+        before = files()
+        capsys.readouterr()
+        assert fit(*words) == 2
+        said = capsys.readouterr().err
+        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert re.fullmatch(r"error: \S.*?: .+\. \S.*", line)  # <file or flag>: <what is wrong>. <what to do>
+        assert "Traceback" not in said
+        assert files() == before
+        return line
 
     return run
 
