@@ -699,6 +699,11 @@ def test_all_hosts_fail(host: Host, tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "HTTP 404 Not Found" in caplog.records[-1].getMessage()
     assert caplog.records[-1].getMessage().endswith("Using shapes10, the drawn stand-in, instead.")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old").mkdir()
+    for root in ("old/new/data", "old"):
+        with pytest.raises(DataError):
+            resolve_source(tmp_path / root, "cifar10")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "old"]  # what it made is gone, what was there is not
 
 
 def test_nobody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
