@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -120,18 +121,20 @@ def _keep_previous(path: Path) -> None:
 class _Hashing:
     """A file that also takes the SHA-256 of what is written to it, and remembers why it could not be."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest = file, hashlib.sha256()
+    def __init__(self, file: BinaryIO, helper: Executor) -> None:
+        self.file, self.digest, self.helper = file, hashlib.sha256(), helper
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         """Lightning and torch write in one go, from the first byte to the last."""
         if self.error is None:
+            hashed = self.helper.submit(self.digest.update, data)  # on another core, while this one writes
             try:
-                self.digest.update(data)
                 return self.file.write(data)
             except OSError as error:
                 self.error = error  # torch's writer would replace it by one without a reason
+            finally:
+                wait([hashed])  # the data are torch's, and gone after this
         raise self.error
 
     def flush(self) -> None:
@@ -153,8 +156,8 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> str:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as file:
-            hashing = _Hashing(file)
+        with _replacing(path) as file, ThreadPoolExecutor(1) as helper:
+            hashing = _Hashing(file, helper)
             try:
                 torch.save(checkpoint, hashing)  # type: ignore[arg-type]
             except Exception:

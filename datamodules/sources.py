@@ -548,21 +548,27 @@ def download_cifar10(root: Path, attempt_seconds: float = 600) -> Layout:
         DataError: If no host delivered; names each one and why.
     """
     archive = Path(root) / ARCHIVE
+    made = [folder for folder in archive.parents if not folder.exists()]
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         wrong = f"can't make {archive.parent} ({_reason(error)}), expected a folder to download CIFAR-10 to"
         raise _error("--data.root", wrong, "Choose another folder") from error
     attempts: list[str] = []
-    for url in URLS:
-        try:
-            log.info("Downloading %s to %s", url, archive)
-            with _write_then_replace(archive, ".part") as file:
-                _fetch(url, file, attempt_seconds)
-            return Layout("archive", archive)
-        except (OSError, http.client.HTTPException, _AttemptFailed) as error:
-            attempts.append(f"{urlsplit(url).netloc}: {_reason(error)}")
-            log.warning("Download failed: %s", attempts[-1])
+    try:
+        for url in URLS:
+            try:
+                log.info("Downloading %s to %s", url, archive)
+                with _write_then_replace(archive, ".part") as file:
+                    _fetch(url, file, attempt_seconds)
+                return Layout("archive", archive)
+            except (OSError, http.client.HTTPException, _AttemptFailed) as error:
+                attempts.append(f"{urlsplit(url).netloc}: {_reason(error)}")
+                log.warning("Download failed: %s", attempts[-1])
+    finally:
+        with suppress(OSError):  # not empty: the download went well, or somebody else put something there
+            for folder in made:
+                folder.rmdir()
     raise _not_found(Path(root), attempts)
 
 

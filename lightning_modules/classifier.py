@@ -70,6 +70,10 @@ class AlexNetClassifier(LightningModule):
             raise ValueError(f"--model.weight_decay: {weight_decay} is not a finite number from 0 up. Choose one.")
         if schedule not in get_args(Schedule):
             raise ValueError(f"--model.schedule: {schedule!r} is not one of {', '.join(get_args(Schedule))}.")
+        if patience < 0:
+            raise ValueError(f"--model.patience: {patience} is below 0. Choose 0 epochs or more.")
+        if any(epoch < 1 for epoch in milestones or []):
+            raise ValueError(f"--model.milestones: {milestones} are not all above 0. Choose the epochs to divide at.")
         if not 0 < warmup < 1:
             raise ValueError(f"--model.warmup: {warmup} is not between 0 and 1. Choose the rising part of the run.")
         self.save_hyperparameters()

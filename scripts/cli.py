@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import pickle
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 import yaml
@@ -20,6 +22,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from memory import keep_memory
+from summary import batches_an_epoch
 
 from callbacks.checkpoint_io import (
     CheckpointError,
@@ -51,10 +54,12 @@ def quieten() -> None:
     log.addFilter(lambda record: "litlogger" not in record.getMessage() and "TPU available" not in record.getMessage())
 
 
-def refuse(message: str) -> NoReturn:
-    """End the program with one line that says what is wrong and what to do, and exit status 2."""
+def refuse(message: str, status: int = 2) -> NoReturn:
+    """End the program with one line that says what is wrong and what to do; TRACEBACK=1 shows where it came from."""
+    if os.environ.get("TRACEBACK"):
+        traceback.print_exc() if sys.exc_info()[0] else traceback.print_stack()
     print("error:", " ".join(message.split()), file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(status)
 
 
 @contextmanager
@@ -63,12 +68,8 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        if logging.getLogger().isEnabledFor(logging.DEBUG):
-            raise
         refuse(str(error))
     except (MisconfigurationException, ModuleNotFoundError) as error:  # Lightning's own, such as no GPU or no torch_xla
-        if logging.getLogger().isEnabledFor(logging.DEBUG):
-            raise
         refuse(f"--trainer: {str(error).rstrip('. ')}. See `python scripts/fit.py fit --help` for what there is.")
 
 
@@ -78,21 +79,43 @@ def one_line_failures(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except NotFiniteError as error:
-        if trainer.is_global_zero:
-            print("error:", account(trainer, str(error)), file=sys.stderr)
-        raise SystemExit(3) from None
+        if not trainer.is_global_zero:
+            raise SystemExit(3) from None
+        refuse(account(trainer, str(error)), status=3)
     except CheckpointError as error:
-        print("error:", error, file=sys.stderr)
-        raise SystemExit(1) from None
+        refuse(str(error), status=1)
 
 
 class OneLineParser(LightningArgumentParser):
     """jsonargparse's parser with its complaints on one line."""
 
+    flags: ClassVar[dict[Any, str]] = {}  # ``nearest_neighbours`` of NearestNeighbours, and so on
+
+    def add_lightning_class_args(self, lightning_class: Any, nested_key: str, *args: Any, **kwargs: Any) -> list[str]:
+        """Lightning's, remembered for :func:`under_its_flag`."""
+        self.flags[lightning_class] = nested_key
+        return super().add_lightning_class_args(lightning_class, nested_key, *args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """A misspelt key, a value of the wrong type, a missing config file."""
         message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
+        message = re.sub(r"^unrecognized arguments: (.*)", r"\1: unknown", message)
+        message = re.sub(r"^argument subcommand: invalid choice: '([^']*)'", r"\1: no subcommand", message)
+        message = re.sub(r"^(Problems parsing|Unexpected) config:", r"--config: can't be understood,", message)
         refuse(f"{message.rstrip('. ')}. See `python scripts/fit.py --help` for what there is.")
+
+
+def under_its_flag(error: ValueError) -> str:
+    """What a class said about an argument, after the flag that set it: AlexNet does not know that it is ``--model``."""
+    message = str(error)
+    if message.startswith("--"):
+        return message
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    owners = [OneLineParser.flags.get(type(frame.f_locals.get("self"))) for frame in frames]
+    flag = next((owner for owner in reversed(owners) if owner), "trainer")
+    if not message.endswith("."):
+        message += ". See `python scripts/fit.py fit --help` for what there is."
+    return f"--{flag}.{message}" if message.partition(": ")[0].isidentifier() else f"--{flag}: {message}"
 
 
 class ExperimentCLI(LightningCLI):
@@ -126,7 +149,10 @@ class ExperimentCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; where there is a checkpoint, again, with its settings between the defaults and the command line."""
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        except UnicodeDecodeError as error:
+            refuse(f"--config: {error}. Give a YAML file.")
         name = self.config.subcommand
         ckpt_path = self.config[name].ckpt_path
         if ckpt_path is None:
@@ -143,6 +169,13 @@ class ExperimentCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning's version lets a checkpoint override flags without a word; ours is in parse_arguments."""
 
+    def _set_seed(self) -> None:
+        """Lightning's, for a seed that numpy takes."""
+        seed = self.config[self.subcommand].seed_everything
+        if not 0 <= seed < 2**32:
+            refuse(f"--seed_everything: {seed} is out of range. Choose 0 to {2**32 - 1}.")
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Settle which data are meant, once, so that the run's name, its config and its checkpoints all say it."""
         config = self.config[self.subcommand]
@@ -158,7 +191,14 @@ class ExperimentCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build data, model and trainer."""
         with one_line_errors():
-            super().instantiate_classes()
+            try:
+                super().instantiate_classes()
+            except ValueError as error:
+                raise ValueError(under_its_flag(error)) from error
+            except RuntimeError as error:
+                if "allocate memory" not in str(error):
+                    raise
+                raise ValueError("--model: more weights than memory. Choose a smaller --model.image_size.") from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Give every run what it takes to survive, beside what the user chose."""
@@ -268,7 +308,7 @@ def nothing_left(path: Path, trainer: Trainer, datamodule: CIFAR10DataModule) ->
             f"{batch_size}. Leave it as it was."
         )
     for schedule in checkpoint.get("lr_schedulers", []):
-        left = steps_left(trainer, len(datamodule.train_dataloader()), epochs, done, steps)
+        left = steps_left(trainer, batches_an_epoch(trainer, datamodule), epochs, done, steps)
         if "total_steps" in schedule and schedule["last_epoch"] + left > schedule["total_steps"]:
             refuse(
                 f"--trainer.max_epochs: {left} more steps are more than the {schedule['total_steps']} that the "
@@ -280,8 +320,6 @@ def nothing_left(path: Path, trainer: Trainer, datamodule: CIFAR10DataModule) ->
 
 def steps_left(trainer: Trainer, batches: int, epochs: int, done: int, steps: int) -> int:
     """Optimiser steps that the trainer's limits leave, after so many epochs, batches of the next one, and steps."""
-    share = trainer.limit_train_batches
-    batches = min(batches, share) if isinstance(share, int) else int(batches * share)
     every = trainer.accumulate_grad_batches
     limits = [trainer.max_steps - steps] if trainer.max_steps >= 0 else []
     if (trainer.max_epochs or -1) >= 0:

@@ -15,7 +15,7 @@ from typing import Any
 from cli import ExperimentCLI, check_checkpoint, nothing_left, one_line_errors, one_line_failures
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
-from summary import announce_data, check_run, report, summarise
+from summary import announce_data, batches_an_epoch, check_folders, check_run, report, summarise
 
 from callbacks import (
     ActivationStats,
@@ -57,14 +57,15 @@ class FitCLI(ExperimentCLI):
         with one_line_errors():  # whatever is wrong shows before the first step
             datamodule.setup("fit")
             datamodule.setup("test")
+            check_run(trainer, datamodule, model)
             if kwargs.get("ckpt_path"):
                 path = Path(kwargs["ckpt_path"])
                 check_checkpoint(path, model)
                 if nothing_left(path, trainer, datamodule):
                     return
-            check_run(trainer, datamodule, model)
+            check_folders(trainer)
         announce_data(trainer, datamodule)
-        trainer.log_every_n_steps = min(trainer.log_every_n_steps, len(datamodule.train_dataloader()))
+        trainer.log_every_n_steps = min(trainer.log_every_n_steps, batches_an_epoch(trainer, datamodule))
 
         with one_line_failures(trainer):
             trainer.fit(model, datamodule, **kwargs)
@@ -81,6 +82,7 @@ class FitCLI(ExperimentCLI):
         with one_line_errors():
             check_checkpoint(Path(ckpt_path), model)
             datamodule.setup("test")
+            check_folders(self.trainer)
         self.trainer.test(model, datamodule, ckpt_path=ckpt_path, **kwargs)
 
     def validate(self, model: AlexNetClassifier, datamodule: CIFAR10DataModule, ckpt_path: str, **kwargs: Any) -> None:
@@ -88,6 +90,7 @@ class FitCLI(ExperimentCLI):
         with one_line_errors():
             check_checkpoint(Path(ckpt_path), model)
             datamodule.setup("validate")
+            check_folders(self.trainer)
         self.trainer.validate(model, datamodule, ckpt_path=ckpt_path, **kwargs)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shlex
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning
 import torch
@@ -22,13 +24,14 @@ from datamodules import CIFAR10DataModule
 from datamodules.sources import count_overlap
 from lightning_modules import AlexNetClassifier
 
+Stage = Literal["train", "val", "test"]
+
 
 def check_run(trainer: Trainer, datamodule: CIFAR10DataModule, model: AlexNetClassifier) -> None:
     """Refuse what can't work, before the first step.
 
     Raises:
         ValueError: If there is nothing to train, or a setting needs validation images and there are none.
-        OSError: If the run's folder can't be written to.
     """
     if trainer.max_epochs == 0 or trainer.max_steps == 0:
         raise ValueError("--trainer.max_epochs: 0 epochs train nothing. Choose 1 or more.")
@@ -39,6 +42,7 @@ def check_run(trainer: Trainer, datamodule: CIFAR10DataModule, model: AlexNetCla
         raise ValueError("--model.schedule: one_cycle needs to know its length. Set --trainer.max_epochs.")
     if trainer.limit_train_batches == 0:
         raise ValueError("--trainer.limit_train_batches: 0 batches train nothing. Choose more.")
+    _check_intervals(trainer, datamodule, model)
     known = [f"{stage}/{metric}" for stage in ("train", "val") for metric in ("loss", "top1", "top5")]
     for callback in _checkpoints(trainer):
         if callback.monitor not in (None, *known):
@@ -51,8 +55,62 @@ def check_run(trainer: Trainer, datamodule: CIFAR10DataModule, model: AlexNetCla
             raise ValueError(f"{no_val} leaves plateau nothing to watch. Choose another --model.schedule.")
         if any(callback.monitor for callback in _checkpoints(trainer)):
             raise ValueError(f"{no_val} leaves nothing to choose by. Set --best_checkpoint.monitor null too.")
+
+
+def batches_an_epoch(trainer: Trainer, datamodule: CIFAR10DataModule, stage: Stage = "train") -> int:
+    """Batches that come to each process, within the trainer's limits."""
+    split = datamodule.split
+    images = {"train": split.train, "val": split.val}.get(stage)
+    count = len(datamodule.images_in("test")[0] if images is None else images)
+    batches, share = math.ceil(count / (datamodule.batch_size * trainer.world_size)), _share(trainer, stage)
+    return min(batches, share) if isinstance(share, int) else int(batches * share)
+
+
+def _share(trainer: Trainer, stage: Stage) -> int | float:
+    share: int | float = getattr(trainer, f"limit_{stage}_batches")
+    return share
+
+
+def _check_intervals(trainer: Trainer, datamodule: CIFAR10DataModule, model: AlexNetClassifier) -> None:
+    """Refuse what Lightning would stumble over in the middle of the run, or after it."""
+    for stage in get_args(Stage):
+        share = _share(trainer, stage)
+        if (
+            0 < share < 1
+            and not batches_an_epoch(trainer, datamodule, stage)
+            and (stage != "val" or datamodule.val_size)
+        ):
+            raise ValueError(f"--trainer.limit_{stage}_batches: {share} of an epoch is not one batch. Choose more.")
+    every, interval = trainer.check_val_every_n_epoch, trainer.val_check_interval
+    for name, value in (
+        ("accumulate_grad_batches", trainer.accumulate_grad_batches),
+        ("check_val_every_n_epoch", every),
+    ):
+        if value is not None and value < 1:
+            raise ValueError(f"--trainer.{name}: {value} is below 1. Choose 1 or more.")
+    batches = batches_an_epoch(trainer, datamodule)
+    too_long = isinstance(interval, int) and every is not None and interval > batches
+    if isinstance(interval, int | float) and (interval <= 0 or too_long):
+        raise ValueError(
+            f"--trainer.val_check_interval: {interval}, but an epoch has {batches} batches. Choose 1 to {batches} of "
+            "them, or a part of the epoch such as 0.5."
+        )
+    if model.schedule == "plateau" and every != 1:
+        raise ValueError(
+            f"--trainer.check_val_every_n_epoch: {every}, but plateau looks at the validation of every epoch. "
+            "Set it to 1, or choose another --model.schedule."
+        )
+
+
+def check_folders(trainer: Trainer) -> None:
+    """Make a run's folders, and refuse those that can't be written to.
+
+    Raises:
+        OSError: If a folder can't be made or written to.
+    """
     folders = {callback.dirpath: "another dirpath" for callback in _checkpoints(trainer)}
-    folders |= {trainer.log_dir: "--trainer.logger.init_args.save_dir"}
+    flag = "--trainer.logger.init_args.save_dir" if trainer.loggers else "--trainer.default_root_dir"
+    folders |= {trainer.log_dir: flag}
     for folder, remedy in folders.items():
         if not folder or not trainer.is_global_zero or trainer.fast_dev_run:
             continue
@@ -60,8 +118,11 @@ def check_run(trainer: Trainer, datamodule: CIFAR10DataModule, model: AlexNetCla
             os.makedirs(folder, exist_ok=True)
         except OSError as error:
             raise OSError(f"{folder}: can't be made ({error.strerror}). Set {remedy}.") from None
-        if not os.access(folder, os.W_OK):
-            raise OSError(f"{folder}: can't be written to. Set {remedy}.")
+        try:
+            with tempfile.TemporaryFile(dir=folder):  # os.access would say yes to root on a read-only disk
+                pass
+        except OSError as error:
+            raise OSError(f"{folder}: can't be written to ({error.strerror}). Set {remedy}.") from None
 
 
 def announce_data(trainer: Trainer, datamodule: CIFAR10DataModule) -> None:

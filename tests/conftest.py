@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,13 +51,23 @@ def datamodule(small_shapes: None) -> CIFAR10DataModule:
     )
 
 
+@pytest.fixture(scope="session")
+def _imported() -> None:
+    """Runs collect garbage every epoch: what was imported is left out, which would take 0.2 s each time."""
+    import fit  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
-def fit(small_shapes: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def fit(_imported: None, small_shapes: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run ``fit.py`` with the given words in this process, on small data unless they say otherwise; its exit status."""
 
     import cli
 
     monkeypatch.setattr(cli, "keep_memory", lambda: False)  # for the whole process: the next test would inherit it
+    every = cli.SUBCOMMANDS
 
     def run(*words: str, small: bool = True) -> int:
         from fit import main
@@ -72,6 +84,10 @@ def fit(small_shapes: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., in
             "--trainer.num_sanity_val_steps=0",
         ]
         subcommand = [words[0]] if words and not words[0].startswith("-") else []
+        if small and (*subcommand, "fit")[0] in every:  # the other subcommands' parsers take 0.2 s to build
+            monkeypatch.setattr(cli, "SUBCOMMANDS", (*subcommand, "fit")[:1])
+        else:
+            monkeypatch.setattr(cli, "SUBCOMMANDS", every)
         argv = [*subcommand, *(shrink if small else []), *words[len(subcommand) :]]
         monkeypatch.setattr(sys, "argv", ["scripts/fit.py", *argv])
         try:
@@ -79,6 +95,27 @@ def fit(small_shapes: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., in
         except SystemExit as exit_:
             return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
         return 0
+
+    return run
+
+
+@pytest.fixture
+def refused(fit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run ``fit.py`` with words that it must refuse: status 2 and one line, which is returned, and nothing written."""
+
+    def run(*words: str) -> str:
+        def files() -> list[Path]:
+            return sorted(path for path in Path().rglob("*") if ".cache" not in path.parts)
+
+        before = files()
+        capsys.readouterr()
+        assert fit(*words) == 2
+        said = capsys.readouterr().err
+        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert re.fullmatch(r"error: \S.*?: .+\. \S.*", line)  # <file or flag>: <what is wrong>. <what to do>
+        assert "Traceback" not in said
+        assert files() == before
+        return line
 
     return run
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +10,7 @@ import pytest
 import torch
 from lightning import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from small_net import SmallNet, events, png, run, trainer_for
+from small_net import SmallNet, events, run, trainer_for
 
 from callbacks import (
     ActivationStats,
@@ -26,7 +22,6 @@ from callbacks import (
     Predictions,
     TrainingHealth,
 )
-from callbacks.health import process_memory
 from datamodules import CIFAR10DataModule
 
 ALL: dict[str, Callable[..., Callback]] = {
@@ -182,52 +177,3 @@ def test_what_is_missing_shows_before_training(tmp_path: Path, datamodule: CIFAR
     for callback in (ConfusionMatrix(), EmbeddingProjector(), Predictions(), ActivationStats()):
         with pytest.raises(TypeError, match=f"{type(callback).__name__} needs a datamodule with .*, got NoneType"):
             trainer_for(tmp_path, callback).fit(SmallNet(), datamodule.train_dataloader())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_memory_does_not_grow_over_50_epochs(tmp_path: Path, datamodule: CIFAR10DataModule) -> None:
-    """All callbacks, all pictures at every epoch: 40 epochs more must not add what a picture or two would."""
-
-    class Memory(Callback):
-        def __init__(self) -> None:
-            self.gib: list[float] = []
-
-        def on_train_epoch_end(self, *_: Any) -> None:
-            gc.collect()
-            self.gib.append(process_memory() or 0.0)
-
-    often = {"every_n_epochs": 1}
-    callbacks = [make(**(often if name in ("neighbours", "projector") else {})) for name, make in ALL.items()]
-    memory = Memory()
-    run(tmp_path, datamodule, *callbacks, memory, epochs=51)
-    grown = [1024 * (memory.gib[epoch] - memory.gib[10]) for epoch in (20, 30, 40, 50)]
-    print("MiB more than after epoch 10:", [round(mib, 1) for mib in grown])
-    assert grown[-1] < 20  # a single picture as float is 10
-    assert len(list(tmp_path.rglob("*.png"))) >= 4 * 50
-    assert png(tmp_path / "confusion/val_epoch_051.png").shape[2] == 3
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(500)
-def test_two_processes_fit(request: pytest.FixtureRequest) -> None:
-    """Neither waits for the other for ever, each validation image is counted once, and the first one alone writes."""
-    words = (
-        "--data.source=shapes10 --data.subset_size=40 --data.val_size=30 --data.batch_size=10 --model.image_size=24 "
-        "--trainer.max_epochs=2 --trainer.log_every_n_steps=1 --trainer.accelerator=cpu --trainer.devices=2 "
-        "--trainer.strategy=ddp --trainer.enable_progress_bar=false"
-    )
-    script = request.config.rootpath / "scripts/fit.py"
-    done = subprocess.run([sys.executable, script, *words.split()], capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (version,) = Path("logs/alexnet-shapes10").iterdir()
-    drawn = [file for name in ALL for file in expected(name)]
-    tested = [f"{name}/test_epoch_002.png" for name in ("confusion", "predictions", "retrieval")]
-    # The tested checkpoint is the best one, of whichever epoch.
-    found = [re.sub("test_epoch_...", "test_epoch_002", file) for file in pictures(version)]
-    assert found == sorted(drawn + tested)
-    assert "| all | 30 |" in (version / "confusion/val_epoch_002.md").read_text()
-    assert "| all | 2000 |" in next(version.glob("confusion/test*.md")).read_text()
-    tags = events(version).Tags()["scalars"]
-    assert set().union(*(SCALARS[name] for name in ("health", "neighbours", "overview", "conv1"))) <= set(tags)
-    assert len(events(version).Scalars("health/images_per_second")) == 2

@@ -74,10 +74,3 @@ def test_a_last_step_that_overflows_is_not_saved(fit: Fit, capsys: pytest.Captur
     assert fit(*UNSEEN, *words) == 3
     assert "is NaN or infinite at step 2" in capsys.readouterr().err
     assert every_file_is_finite() == 0
-
-
-@pytest.mark.usefixtures("small_net")
-@pytest.mark.parametrize("lr", ["nan", "inf", "-1", "0"])
-def test_lr(fit: Fit, capsys: pytest.CaptureFixture[str], lr: str) -> None:
-    assert fit("--model.lr", lr) == 2
-    assert "error: --model.lr: " in capsys.readouterr().err

@@ -16,6 +16,7 @@ import torch
 from small import small_net as small_net
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from datamodules import CIFAR10DataModule, shapes10
 from lightning_modules import AlexNetClassifier
 
 pytestmark = pytest.mark.slow
@@ -98,21 +99,47 @@ def scalars(run: Path) -> dict[str, float]:
     return {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"] if tag.startswith("test/")}
 
 
-def test_63_images_in_two_processes() -> None:
-    """Each image counts once, and pictures are drawn once."""
-    first = start(*SMALL)
-    assert "63 to test" in first.communicate(timeout=200)[0]
-    best = RUNS / "version_0/checkpoints/best.ckpt"
-    for extra in ([], TWO):
-        process = start("test", "--ckpt_path", str(best), *extra)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two processes that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        process = start(*SMALL, *TWO)
         out = process.communicate(timeout=200)[0]
         assert process.returncode == 0, out
-    one, two = (scalars(RUNS / f"version_{i}") for i in (1, 2))
+        assert "63 to test" in out
+        assert not ours()
+    return folder / RUNS / "version_0"
+
+
+@pytest.mark.usefixtures("small_net")
+def test_63_images_in_two_processes(
+    whole: Path, fit: Callable[..., int], small_shapes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither waits for the other for ever, each image counts once, and pictures are drawn once."""
+    monkeypatch.setattr(shapes10, "_DEFAULT_PER_CLASS", {"train": 16, "test": 7})
+    images_in = CIFAR10DataModule.images_in
+    monkeypatch.setattr(
+        CIFAR10DataModule,
+        "images_in",
+        lambda s, split: tuple(t[:63] if split == "test" else t for t in images_in(s, split)),
+    )
+    assert fit("test", "--ckpt_path", str(whole / "checkpoints/best.ckpt"), "--data.batch_size=16") == 0
+    one, two = scalars(RUNS / "version_0"), scalars(whole)
     assert one.keys() == two.keys()
     assert {"test/top1", "test/top5", "test/loss", "test/retrieval_p5"} <= one.keys()
     assert two == pytest.approx(one, abs=1e-6)
-    assert len(list((RUNS / "version_2").rglob("*.png"))) == len(list((RUNS / "version_1").rglob("*.png")))
-    assert not ours()
+
+    assert [path.name for path in whole.parent.iterdir()] == ["version_0"]
+    names = [str(path.relative_to(whole)) for path in whole.rglob("*.png")]
+    assert sum("/val_epoch" in name for name in names) == 7  # three predictions, two matrices, a panel and a map
+    assert sum("/test_epoch" in name for name in names) == 3
+    assert "| all | 40 |" in (whole / "confusion/val_epoch_002.md").read_text()
+    assert "| all | 63 |" in next(whole.glob("confusion/test*.md")).read_text()
+    events = EventAccumulator(str(whole))
+    events.Reload()
+    assert len(events.Scalars("health/images_per_second")) == 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -133,23 +160,21 @@ def test_one_failing_ends_both(fail: str) -> None:
     assert time.monotonic() - seen < 30
 
 
-def test_sigterm_stops_two_after_the_same_batch() -> None:
-    words = [*SMALL, *TWO, "--model.schedule=constant"]
-    whole = start(*words)
-    assert whole.communicate(timeout=200)[0]
-    stopped = start(*words, fail="9:0:slow")
-    events = RUNS / "version_1"
-    while not list(events.glob("checkpoints/last.ckpt")) and stopped.poll() is None:
+def test_sigterm_stops_two_after_the_same_batch(whole: Path) -> None:
+    """And the run that goes on from there ends like the one that was left alone."""
+    stopped = start(*SMALL, *TWO, fail="9:0:slow")
+    run = RUNS / "version_0"
+    while not list(run.glob("checkpoints/last.ckpt")) and stopped.poll() is None:
         time.sleep(0.05)
     stopped.send_signal(signal.SIGTERM)
     out = stopped.communicate(timeout=60)[0]
     assert stopped.returncode == 143, out
     assert not ours()
-    last = events / "checkpoints/last.ckpt"
-    resumed = start(*words, "--ckpt_path", str(last))
+    resumed = start(*SMALL, *TWO, "--ckpt_path", str(run / "checkpoints/last.ckpt"))
     out = resumed.communicate(timeout=200)[0]
     assert resumed.returncode == 0, out
-    a, b = (torch.load(RUNS / f"version_{i}/checkpoints/last.ckpt", weights_only=True) for i in (0, 2))
+    folders = whole, RUNS / "version_1"
+    a, b = (torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in folders)
     assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"])
 
 
@@ -170,8 +195,8 @@ def test_30_epochs_leave_nothing_behind(fit: Callable[..., int], monkeypatch: py
         files.append(len(list(Path("/proc/self/fd").iterdir())))
 
     monkeypatch.setattr(AlexNetClassifier, "on_train_epoch_start", on_train_epoch_start)
-    every = ["--conv1_filters.every_n_epochs=1", "--nearest_neighbours.every_n_epochs=1"]
-    assert fit("--trainer.max_epochs=30", *every) == 0
+    often = ("conv1_filters", "nearest_neighbours", "embedding_projector")  # the others look after every epoch anyway
+    assert fit("--trainer.max_epochs=30", *(f"--{name}.every_n_epochs=1" for name in often)) == 0
     assert not plt.get_fignums()
     assert len(set(files[2:])) == 1
     assert (memory[-1] - memory[10]) / (len(memory) - 11) < 0.5
