@@ -4,8 +4,8 @@ python scripts/tables.py            # between <!-- results --> and <!-- /results
 python scripts/tables.py --check    # change nothing; exit status 1 if the README says otherwise
 
 A run's figures are ``results/<name>/summary.json``, as ``fit.py`` writes them; runs that differ in their seed alone
-make one row. The ablations' are ``results/ablations/<variant>-seed<n>/summary.json``, as ``ablate.py`` writes them; their
-table goes where the README has markers for it.
+make one row. The ablations' are ``results/ablations/<variant>-seed<n>/summary.json``, as ``ablate.py`` writes them;
+their table goes where the README has markers for it.
 """
 
 from __future__ import annotations
