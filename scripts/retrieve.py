@@ -403,7 +403,7 @@ def show(
         targets[shown].tolist(),
         distances[:rows, :columns].tolist(),
         datamodule.class_names,
-        "your pictures, as the network sees them",
+        "your pictures, at the data set's 32x32 pixels",
         query_names=[Path(name).name for name in names[:rows]],
     )
     picture = io.BytesIO()
