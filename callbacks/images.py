@@ -22,6 +22,7 @@ from torch import Tensor
 INK = (34, 34, 34)
 RIGHT = (26, 150, 65)  # green; told from red by its lightness too, and by the mark
 WRONG = (202, 0, 32)
+UNKNOWN = (150, 150, 150)  # a neighbour of a query whose class nobody knows
 MARKS = {True: "✓", False: "✗"}
 _FONT = "DejaVu Sans"  # comes with matplotlib and has the two marks
 _DPI = 100
@@ -153,22 +154,24 @@ PANEL_LEFT, PANEL_TOP, PANEL_GAP = 16, 70, 28  # PANEL_GAP sets the query apart 
 def retrieval_panel(
     queries: Tensor,
     neighbours: Tensor,
-    query_targets: Sequence[int],
+    query_targets: Sequence[int | None],
     neighbour_targets: Sequence[Sequence[int]],
     distances: Sequence[Sequence[float]],
     class_names: Sequence[str],
     title: str = "",
+    query_names: Sequence[str] | None = None,
 ) -> Tensor:
     """Draw queries, one a row at the left, and their nearest neighbours, framed by whether they share its class.
 
     Args:
         queries: ``(R, 3, h, w)`` float RGB in ``[0, 1]``.
         neighbours: ``(R, K, 3, h, w)`` float RGB in ``[0, 1]``, nearest first.
-        query_targets: R classes.
+        query_targets: R classes; None where it is not known, which leaves the frames grey.
         neighbour_targets: R times K classes.
         distances: R times K distances, printed as they are.
         class_names: Name of each class.
         title: Written above.
+        query_names: What is written under the R queries in place of their classes.
 
     Returns:
         ``(3, H, W)`` uint8. Cell ``(r, c)``, with the query as ``c = 0``, has the corner of its frame at row
@@ -193,6 +196,9 @@ def retrieval_panel(
             raise ValueError(f"{name} must be {rows} rows of {k}")
     if len(query_targets) != rows:
         raise ValueError(f"query_targets must be {rows} classes, got {len(query_targets)}")
+    names = [None if t is None else class_names[t] for t in query_targets] if query_names is None else query_names
+    if len(names) != rows or None in names:
+        raise ValueError(f"query_names must be {rows} names, one for each query whose class is not known")
 
     height = PANEL_TOP + rows * CELL_HEIGHT + 8
     width = max(PANEL_LEFT + (k + 1) * CELL_WIDTH + PANEL_GAP + PANEL_LEFT - 12, 620)
@@ -207,17 +213,19 @@ def retrieval_panel(
     ]
     for r in range(rows):
         top = PANEL_TOP + r * CELL_HEIGHT
-        name = _shortened(class_names[query_targets[r]])
+        name = _shortened(str(names[r]))
         _paste(canvas, queries[r], top, PANEL_LEFT, frame=None)
         labels.append(_Label(PANEL_LEFT + FRAME + THUMB / 2, top + THUMB + 22, name, align="center", weight="bold"))
         for c in range(k):
             left = first + c * CELL_WIDTH
             right = neighbour_targets[r][c] == query_targets[r]
-            colour = RIGHT if right else WRONG
+            known = query_targets[r] is not None
+            colour = UNKNOWN if not known else RIGHT if right else WRONG
             _paste(canvas, neighbours[r, c], top, left, frame=colour)
             middle, under = left + FRAME + THUMB / 2, top + THUMB + 22
-            name = f"{MARKS[right]} {_shortened(class_names[neighbour_targets[r][c]])}"
-            labels.append(_Label(middle, under, name, colour=colour, align="center"))
+            mark = f"{MARKS[right]} " if known else ""
+            name = f"{mark}{_shortened(class_names[neighbour_targets[r][c]])}"
+            labels.append(_Label(middle, under, name, colour=colour if known else INK, align="center"))
             labels.append(_Label(middle, under + 15, f"{distances[r][c]:#.4g}", size=7, align="center"))
     return _lettered(canvas, labels)
 

@@ -1,0 +1,424 @@
+"""Find the training images nearest to any picture, by a trained network's fc7: the paper's Figure 4 (right) for photos.
+
+python scripts/retrieve.py --ckpt_path logs/alexnet/version_0/checkpoints/best.ckpt --query cat.jpg holiday/
+python scripts/retrieve.py --ckpt_path best.ckpt --query cat.jpg --k 10 --out cat.png
+
+Writes a panel (``--out``) and a table beside it (``.csv``), whose ``index`` is the image's place in the training split.
+A photo's centre square is reduced to 32x32 pixels and then treated as the DataModule treats a test image. Embedding the
+training images takes the time; the result is kept in ``retrieval_cache/`` beside the checkpoint's folder.
+
+From top to bottom: photos, the network and its gallery, the cache, what is shown, the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import pickle
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+import torch
+from cli import check_checkpoint, checkpoint_settings, load_checkpoint, one_line_errors, refuse, whole_checkpoint
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm import tqdm
+
+from callbacks.checkpoint_io import CheckpointError, damage, sidecar, write_checkpoint
+from callbacks.images import retrieval_panel
+from callbacks.knn import nearest_neighbours
+from datamodules import CIFAR10DataModule
+from datamodules.cifar10 import SIZE, RawBatch
+from lightning_modules import AlexNetClassifier
+
+# By name: Pillow would otherwise guess among dozens, one of which runs Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+MAX_PIXELS = 100_000_000  # decoded, 300 MB
+SHOWN_QUERIES, SHOWN_NEIGHBOURS = 50, 12  # in the panel; the table has all
+
+# --------------------------------------------------------------------------------------------------------------- photos
+
+
+def read_photo(path: Path) -> Tensor:
+    """A picture of any size and mode as the data set has them: its centre square at 32x32 pixels.
+
+    Turned as its EXIF says, laid on white where it is transparent; of an animation, the first picture.
+
+    Args:
+        path: A file in one of :data:`FORMATS`.
+
+    Returns:
+        ``(3, 32, 32)`` uint8 RGB. A picture of 32x32 pixels comes out as it is.
+
+    Raises:
+        ValueError: If it can't be read, or is too large to be decoded (by its header); one line that names it.
+    """
+    name = printable(path)
+    if path.exists() and not path.is_file():  # a pipe would be read from for ever
+        raise ValueError(f"{name}: not a regular file. Name a picture or a folder of pictures.")
+    try:
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures and of odd EXIF
+            with Image.open(file, formats=FORMATS) as image:  # reads the header only
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise Image.DecompressionBombError(f"{width}x{height} pixels")
+                rgb = as_rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name}: too large ({str(error).split(', could')[0]}), at most {MAX_PIXELS:,} pixels are decoded. "
+            "Make it smaller."
+        ) from None
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"{name}: no picture. Name a file in one of {', '.join(FORMATS)}.") from None
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on damaged files
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        raise ValueError(f"{name}: can't be read ({' '.join(reason.split())}). Name another picture.") from None
+    side = min(rgb.size)
+    left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
+    square = rgb.crop((left, top, left + side, top + side))
+    if side != SIZE:
+        square = square.resize((SIZE, SIZE), Image.Resampling.BICUBIC)  # antialiased when it reduces
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes as RGB: transparency on white, 16 bits a channel cut to 8."""
+    if image.mode == "F":
+        raise ValueError("its pixels are fractions, of a scale that it does not tell")
+    if image.mode.startswith("I"):  # one channel of 16 bits, which Pillow's own conversion would cut off at 255
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def list_photos(words: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The files to look for, each once: folders' pictures by name, files as they are named.
+
+    Returns:
+        The files, and a line for each thing in a folder that is passed over.
+
+    Raises:
+        ValueError: If there is no such file, or no picture in a folder.
+    """
+    found: list[Path] = []
+    skipped: list[str] = []
+    for word in words:
+        if not word.is_dir():
+            if not word.exists():
+                raise ValueError(f"{printable(word)}: there is no such file. Name a picture or a folder of pictures.")
+            found.append(word)
+            continue
+        pictures = []
+        for path in sorted(word.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                skipped.append(f"skipped: {printable(path)}: a folder within a folder")
+            elif path.suffix.lower() not in SUFFIXES:
+                skipped.append(f"skipped: {printable(path)}: not named like a picture")
+            else:
+                pictures.append(path)
+        if not pictures:
+            raise ValueError(f"{printable(word)}: no pictures in this folder. Wanted: {', '.join(SUFFIXES)}.")
+        found += pictures
+    return list(dict.fromkeys(found)), skipped
+
+
+def read_photos(words: Sequence[Path]) -> tuple[list[str], Tensor, list[str]]:
+    """Names, pictures ``(Q, 3, 32, 32)`` uint8, and what was skipped. A bad file is refused, in a folder skipped.
+
+    Raises:
+        ValueError: As :func:`read_photo` and :func:`list_photos`; also if nothing is left.
+    """
+    paths, skipped = list_photos(words)
+    named = set(words)
+    names, photos = [], []
+    for path in paths:
+        try:
+            photos.append(read_photo(path))
+            names.append(printable(path))
+        except ValueError as error:
+            if path in named:
+                raise
+            skipped.append(f"skipped: {error}")
+    if not photos:
+        raise ValueError(f"--query: no picture could be read ({skipped[-1].removeprefix('skipped: ')})")
+    return names, torch.stack(photos), skipped
+
+
+def printable(path: Path) -> str:
+    """A path that fits on one line of any terminal: a name may hold anything but a slash."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(path))
+
+
+# --------------------------------------------------------------------------------------------- the network, its gallery
+
+
+def load(path: Path, root: str) -> tuple[AlexNetClassifier, CIFAR10DataModule]:
+    """A checkpoint's network, ready to embed, and the data as it was trained on them; or a refusal in one line.
+
+    Args:
+        path: A checkpoint that ``fit.py`` wrote.
+        root: Folder with CIFAR-10.
+    """
+    settings, checkpoint = checkpoint_settings(path), load_checkpoint(path)
+    state = checkpoint.get(CIFAR10DataModule.__qualname__)
+    if not settings["data"] or state is None:
+        refuse(f"{path}: does not say which images it was trained on. Use a checkpoint that fit.py wrote.")
+    try:
+        model = AlexNetClassifier(**{**settings["model"], "compile": False})
+        size = settings["model"]["image_size"]  # model and data agree on it, so it is kept once
+        datamodule = CIFAR10DataModule(**settings["data"], image_size=size, root=root)
+    except (TypeError, KeyError) as error:
+        refuse(f"{path}: its settings are not this version's ({error}). Use a checkpoint of this version.")
+    check_checkpoint(path, model)
+    model.load_state_dict(checkpoint["state_dict"])
+    datamodule.load_state_dict(state)
+    datamodule.setup("fit")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval(), datamodule
+
+
+@torch.inference_mode()
+def embed(model: AlexNetClassifier, datamodule: CIFAR10DataModule, images: Tensor, bar: str = "") -> Tensor:
+    """fc7 of raw images, through the DataModule's own path for a test image.
+
+    Args:
+        model: In evaluation mode.
+        datamodule: With the checkpoint's statistics.
+        images: ``(N, 3, 32, 32)`` uint8.
+        bar: What a progress bar says; empty for none.
+
+    Returns:
+        ``(N, 4096)`` float32 on the CPU.
+    """
+    features = []
+    chunks = images.split(datamodule.batch_size)
+    for chunk in tqdm(chunks, desc=bar, disable=None if bar else True, leave=False):
+        chunk = chunk.to(model.device)
+        labels = torch.zeros(len(chunk), dtype=torch.int64)
+        inputs, _ = datamodule.on_after_batch_transfer(RawBatch(chunk, labels, labels, "centre"), 0)
+        features.append(model.embed(inputs).flatten(1).float().cpu())
+    return torch.cat(features)
+
+
+# ------------------------------------------------------------------------------------------------------------ the cache
+
+
+def sha256(path: Path) -> str:
+    """A file's."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def gallery_digest(datamodule: CIFAR10DataModule, indices: Tensor, images: Tensor, device: str) -> str:
+    """SHA-256 of all that the gallery's features depend on beside the checkpoint.
+
+    Args:
+        datamodule: What is done with an image.
+        indices: ``(G,)`` int64 places of the images in the training split.
+        images: ``(G, 3, 32, 32)`` uint8.
+        device: Where they are embedded: a GPU rounds otherwise.
+    """
+    how = {key: getattr(datamodule, key) for key in ("crop_size", "image_size", "input_scale")}
+    digest = hashlib.sha256(json.dumps([how, device, torch.__version__], sort_keys=True).encode())
+    for tensor in (indices, images, *datamodule.statistics):
+        digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def cache_folder(path: Path) -> Path:
+    """``retrieval_cache`` in the run's folder; beside a checkpoint that lies elsewhere."""
+    folder = path.resolve().parent
+    return (folder.parent if folder.name == "checkpoints" else folder) / "retrieval_cache"
+
+
+def read_cache(path: Path, key: str, size: int) -> Tensor | None:
+    """Features ``(size, D)`` that were kept under ``key``; None, and a line on stderr, where they are damaged."""
+    if not path.is_file():
+        return None
+    wrong = damage(path) if sidecar(path).is_file() else "no SHA-256 beside it"
+    if wrong is None:
+        try:
+            kept = torch.load(path, weights_only=True)
+            features = kept["features"]
+            if kept["key"] == key and features.ndim == 2 and len(features) == size:
+                return features
+            wrong = "of other images"
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError) as error:
+            wrong = str(error).splitlines()[0] if str(error) else type(error).__name__
+    print(f"{path}: {wrong}; embedding the training images anew", file=sys.stderr)
+    return None
+
+
+def gallery_features(
+    model: AlexNetClassifier, datamodule: CIFAR10DataModule, ckpt_path: Path, images: Tensor
+) -> tuple[Tensor, bool]:
+    """The training images' fc7 ``(G, 4096)``, from the cache if it has them, and whether it had."""
+    digest = gallery_digest(datamodule, datamodule.split.train, images, model.device.type)
+    key = f"{sha256(ckpt_path)} {digest}"
+    path = cache_folder(ckpt_path) / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.pt"
+    kept = read_cache(path, key, len(images))
+    if kept is not None:
+        return kept, True
+    features = embed(model, datamodule, images, "embedding the training images")
+    try:
+        write_checkpoint({"key": key, "features": features}, path)
+    except CheckpointError as error:
+        reason = getattr(error.__cause__, "strerror", None) or "the system refuses"
+        print(f"{path}: can't be written ({reason}); the next time takes as long", file=sys.stderr)
+    return features, False
+
+
+# -------------------------------------------------------------------------------------------------------- what is shown
+
+
+class Neighbour(NamedTuple):
+    """A line of the table; ``rank`` counts from 1, ``index`` is the image's place in the training split."""
+
+    query: str
+    rank: int
+    index: int
+    label: str
+    distance: float
+
+
+def neighbours_of(
+    names: Sequence[str], distances: Tensor, places: Tensor, datamodule: CIFAR10DataModule
+) -> Iterator[Neighbour]:
+    """The table's lines, query by query, nearest first; ``distances`` and ``places`` in the gallery are ``(Q, k)``."""
+    targets, indices = datamodule.images_in("train")[1], datamodule.split.train
+    for name, row, found in zip(names, distances.tolist(), places.tolist(), strict=True):
+        for rank, (distance, place) in enumerate(zip(row, found, strict=True), start=1):
+            index = int(indices[place])
+            yield Neighbour(name, rank, index, datamodule.class_names[int(targets[index])], distance)
+
+
+def as_csv(lines: Sequence[Neighbour]) -> str:
+    """``query,rank,index,class,distance``."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["query", "rank", "index", "class", "distance"])
+    writer.writerows([*line[:4], f"{line.distance:.6g}"] for line in lines)
+    return text.getvalue()
+
+
+def _replace(path: Path, contents: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(contents)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+# ----------------------------------------------------------------------------------------------------- the command line
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse with its complaint on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit status 2."""
+        refuse(f"{message}. See `python scripts/retrieve.py --help` for what there is.")
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """The options, checked before anything that takes time."""
+    parser = OneLineParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint that fit.py wrote")
+    parser.add_argument("--query", type=Path, nargs="+", required=True, metavar="PATH", help="pictures, or folders")
+    parser.add_argument("--k", type=int, default=6, help="neighbours of each; 6 in the paper's Figure 4")
+    parser.add_argument("--out", type=Path, default=Path("retrieval.png"), help="the panel; the table lies beside it")
+    parser.add_argument("--root", default="data", help="folder with CIFAR-10, as fit.py's --data.root")
+    options = parser.parse_args(words)
+    if options.k < 1:
+        parser.error(f"--k: {options.k} is below 1")
+    if options.out.suffix.lower() != ".png":
+        parser.error(f"--out: {options.out} does not end in .png")
+    if not options.out.resolve().parent.is_dir() or options.out.is_dir():
+        parser.error(f"--out: {options.out} can't be written: no such folder, or it is one")
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options = parse(words)
+    with one_line_errors():
+        names, photos, skipped = read_photos(options.query)
+        for line in skipped:
+            print(line, file=sys.stderr)
+        path = whole_checkpoint(options.ckpt_path)
+        model, datamodule = load(path, options.root)
+        gallery = datamodule.images_in("train")[0][datamodule.split.train]  # (G, 3, 32, 32)
+        if options.k > len(gallery):
+            refuse(f"--k: {options.k}, but {path} was trained on {len(gallery)} images. Choose at most as many.")
+        features, cached = gallery_features(model, datamodule, path, gallery)
+        queries = embed(model, datamodule, photos)
+        if not bool(features.isfinite().all() and queries.isfinite().all()):
+            refuse(f"{path}: its features are NaN or infinite. Use another checkpoint.")
+        distances, places = nearest_neighbours(queries, features, options.k)
+        lines = list(neighbours_of(names, distances, places, datamodule))
+        show(options, names, photos, gallery, distances, places, lines, datamodule)
+    origin = "cached" if cached else "now embedded"
+    print(f"{datamodule.description}: {len(gallery):,} training images ({origin})")
+
+
+def show(
+    options: argparse.Namespace,
+    names: Sequence[str],
+    photos: Tensor,
+    gallery: Tensor,
+    distances: Tensor,
+    places: Tensor,
+    lines: Sequence[Neighbour],
+    datamodule: CIFAR10DataModule,
+) -> None:
+    """Print the table and write panel and CSV."""
+    rows, columns = min(len(names), SHOWN_QUERIES), min(options.k, SHOWN_NEIGHBOURS)
+    shown = places[:rows, :columns]
+    targets = datamodule.images_in("train")[1][datamodule.split.train]
+    panel = retrieval_panel(
+        photos[:rows].float() / 255,
+        gallery[shown].float() / 255,
+        [None] * rows,
+        targets[shown].tolist(),
+        distances[:rows, :columns].tolist(),
+        datamodule.class_names,
+        "your pictures, at the data set's 32x32 pixels",
+        query_names=[Path(name).name for name in names[:rows]],
+    )
+    picture = io.BytesIO()
+    Image.fromarray(panel.permute(1, 2, 0).numpy()).save(picture, "PNG")
+    table_path = options.out.with_suffix(".csv")
+    _replace(options.out, picture.getvalue())
+    _replace(table_path, as_csv(lines).encode())
+    table = Table("query", "rank", "index", "class", "distance")
+    for line in lines[: rows * options.k]:
+        table.add_row(*(str(cell) for cell in line[:4]), f"{line.distance:#.4g}", end_section=line.rank == options.k)
+    Console().print(table)
+    if (rows, columns) != (len(names), options.k):
+        print(f"shown: {rows} of {len(names)} queries; in the panel {columns} of {options.k} neighbours")
+    print(f"written: {options.out}, {table_path}")
+
+
+if __name__ == "__main__":
+    main()
