@@ -2,7 +2,7 @@
 
 python scripts/plateau.py                  # every trial, one epoch of 5,000 images each: about a minute a trial
 python scripts/plateau.py --only paper he  # some of them
-python scripts/plateau.py --plot           # the picture and the table from results/plateau.json alone
+python scripts/plateau.py --plot           # the picture and docs/plateau.md's table from results/plateau.json alone
 
 A trial is the default network (64 pixels, conv1's stride 2) with one thing changed. At the start it measures how much
 of each layer's output depends on the image, and how large a step the first gradient asks for; then it trains an epoch
@@ -27,6 +27,7 @@ from cli import one_line_errors
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from memory import keep_memory
+from tables import between
 from torch import Tensor
 
 from datamodules import CIFAR10DataModule
@@ -218,6 +219,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=ROOT / "results" / "plateau.json", help="where the figures go")
     parser.add_argument("--png", type=Path, default=ROOT / "docs" / "plateau.png", help="where the picture goes")
+    parser.add_argument("--md", type=Path, default=ROOT / "docs" / "plateau.md", help="the page that has the table")
     parser.add_argument("--plot", action="store_true", help="picture and table from the figures alone")
     args = parser.parse_args()
     keep_memory()
@@ -238,6 +240,8 @@ def main() -> None:
         args.png.parent.mkdir(parents=True, exist_ok=True)
         draw(kept).savefig(args.png, dpi=100)
         print(table(kept))
+        if args.md.exists():
+            args.md.write_text(between(args.md.read_text(), "plateau", table(kept) + "\n"))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ def test_figures_are_kept_and_taken_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(plateau, "keep_memory", lambda: False)
-    where = ["--json", str(tmp_path / "p.json"), "--png", str(tmp_path / "p.png")]
+    where = [word for kind in ("json", "png", "md") for word in (f"--{kind}", str(tmp_path / f"p.{kind}"))]
+    (tmp_path / "p.md").write_text("before\n<!-- plateau -->\n<!-- /plateau -->\nafter\n")
 
     def call(*words: str) -> str:
         monkeypatch.setattr("sys.argv", ["plateau.py", *QUICK, *where, *words])
@@ -67,6 +68,16 @@ def test_figures_are_kept_and_taken_up(
     assert "| He's initialisation, biases 0 |" in out
     assert (tmp_path / "p.png").stat().st_size > 1000
 
+    page = (tmp_path / "p.md").read_text()
+    assert "| He's initialisation, biases 0 |" in page
+    assert page.startswith("before\n")
+    assert page.endswith("after\n")
+
     monkeypatch.setattr(plateau, "run", lambda *args, **kwargs: pytest.fail("trained again"))
     assert "| He's initialisation, biases 0 |" in call("--only", "he")
     assert "| He's initialisation, biases 0 |" in call("--plot")
+
+
+def test_the_page_s_table_is_that_of_the_figures() -> None:
+    page = (plateau.ROOT / "docs" / "plateau.md").read_text()
+    assert plateau.table(json.loads((plateau.ROOT / "results" / "plateau.json").read_text())) in page
