@@ -113,9 +113,9 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("**/*.yaml"))
 def test_every_config_is_understood(fit: Fit, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("-c", str(config), "--print_config", small=False) == 0
     assert config.read_text().startswith("# ")
-    assert (
-        f"python scripts/fit.py{'' if config.stem == 'default' else f' -c configs/{config.name}'}" in config.read_text()
-    )
+    if config.parent.name == "configs":  # the ablations are ablate.py's
+        words = "" if config.stem == "default" else f" -c configs/{config.name}"
+        assert f"python scripts/fit.py{words}" in config.read_text()
 
 
 @pytest.mark.usefixtures("small_net")
