@@ -133,7 +133,7 @@ def test_63_images_in_two_processes(
 
     assert [path.name for path in whole.parent.iterdir()] == ["version_0"]
     names = [str(path.relative_to(whole)) for path in whole.rglob("*.png")]
-    assert sum("/val_epoch" in name for name in names) == 7  # three predictions, two matrices, a panel and a map
+    assert sum("/val_epoch" in name for name in names) == 6  # three predictions, two matrices and a map
     assert sum("/test_epoch" in name for name in names) == 3
     assert "| all | 40 |" in (whole / "confusion/val_epoch_002.md").read_text()
     assert "| all | 63 |" in next(whole.glob("confusion/test*.md")).read_text()
