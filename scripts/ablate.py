@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import yaml
 from comparison import (
@@ -44,6 +44,7 @@ from comparison import (
     write_comparison,
     write_text,
 )
+from one_line import OneLineParser, refuse
 from rich.console import Console
 from rich.table import Table
 
@@ -558,24 +559,10 @@ def locked(logs: Path) -> Iterator[int | None]:
 # ----------------------------------------------------------------------------------------------------- the command line
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse with its complaint on one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit status 2."""
-        self.exit(2, f"error: {message}. See `python scripts/ablate.py --help` for what there is.\n")
-
-
-def refuse(message: str) -> NoReturn:
-    """End with one line that says what is wrong and what to do, and exit status 2."""
-    print("error:", " ".join(message.split()), file=sys.stderr)
-    raise SystemExit(2)
-
-
 def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and the extra flags after ``--``."""
     cut = list(words).index("--") if "--" in words else len(words)
-    parser = OneLineParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = OneLineParser("ablate.py", __doc__)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, with seeds 0, 1, ... (default 3)")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each GPU, 1 without)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="variants of configs/ablations, or .yaml files")

@@ -12,7 +12,6 @@ From top to bottom: rows and turns, the six sections, the command line.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import math
@@ -39,6 +38,7 @@ import torch.nn.functional as F
 import yaml
 from lightning import Callback
 from memory import keep_memory
+from one_line import OneLineParser
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -718,17 +718,9 @@ def _short(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse with its complaint on one line."""
-
-    def error(self, message: str) -> Any:
-        """Exit status 2."""
-        self.exit(2, f"error: {message}. See `python scripts/benchmark.py --help` for what there is.\n")
-
-
 def main(words: list[str] | None = None) -> None:
     """The command line."""
-    parser = OneLineParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = OneLineParser("benchmark.py", __doc__)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--quick", action="store_true", help="toy sizes, one round: a trial of the tool itself")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import pickle
 import re
 import sys
@@ -22,6 +21,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from memory import keep_memory
+from one_line import refuse
 from summary import batches_an_epoch
 
 from callbacks.checkpoint_io import (
@@ -52,14 +52,6 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     log.addFilter(lambda record: "litlogger" not in record.getMessage() and "TPU available" not in record.getMessage())
-
-
-def refuse(message: str, status: int = 2) -> NoReturn:
-    """End the program with one line that says what is wrong and what to do; TRACEBACK=1 shows where it came from."""
-    if os.environ.get("TRACEBACK"):
-        traceback.print_exc() if sys.exc_info()[0] else traceback.print_stack()
-    print("error:", " ".join(message.split()), file=sys.stderr)
-    raise SystemExit(status)
 
 
 @contextmanager

@@ -480,11 +480,16 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """:func:`write_whole` for text."""
+    write_whole(path, text.encode())
+
+
+def write_whole(path: Path, contents: bytes) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(contents)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -13,7 +13,6 @@ From top to bottom: the trials, what is measured, the picture and the table, the
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import platform
@@ -24,9 +23,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from cli import one_line_errors
+from comparison import write_text
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from memory import keep_memory
+from one_line import OneLineParser
 from tables import between
 from torch import Tensor
 
@@ -210,7 +211,7 @@ def table(done: dict[str, Any]) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser("plateau.py", __doc__)
     parser.add_argument("--only", nargs="+", choices=[*TRIALS], metavar="TRIAL", help=f"some of {', '.join(TRIALS)}")
     parser.add_argument("--root", default="data", help="folder that holds CIFAR-10")
     parser.add_argument("--source", default="cifar10", choices=("cifar10", "shapes10"))
@@ -233,15 +234,14 @@ def main() -> None:
                 result = run(trial, args.seed, args.steps, **data)
             versions = {"python": platform.python_version(), "torch": torch.__version__}
             kept[name] = {"settings": settings, **result, "versions": versions}
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(kept, indent=1) + "\n")
+            write_text(args.json, json.dumps(kept, indent=1) + "\n")
         print(f"{name}: loss of the last ten steps {end(kept[name]['losses']):.3f}", flush=True)
     if kept:
         args.png.parent.mkdir(parents=True, exist_ok=True)
         draw(kept).savefig(args.png, dpi=100)
         print(table(kept))
         if args.md.exists():
-            args.md.write_text(between(args.md.read_text(), "plateau", table(kept) + "\n"))
+            write_text(args.md, between(args.md.read_text(), "plateau", table(kept) + "\n"))
 
 
 if __name__ == "__main__":

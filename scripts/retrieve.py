@@ -17,17 +17,18 @@ import csv
 import hashlib
 import io
 import json
-import os
 import pickle
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from cli import check_checkpoint, checkpoint_settings, load_checkpoint, one_line_errors, refuse, whole_checkpoint
+from cli import check_checkpoint, checkpoint_settings, load_checkpoint, one_line_errors, whole_checkpoint
+from comparison import write_whole
+from one_line import OneLineParser, refuse
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.table import Table
@@ -321,29 +322,12 @@ def as_csv(lines: Sequence[Neighbour]) -> str:
     return text.getvalue()
 
 
-def _replace(path: Path, contents: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(contents)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 # ----------------------------------------------------------------------------------------------------- the command line
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """argparse with its complaint on one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit status 2."""
-        refuse(f"{message}. See `python scripts/retrieve.py --help` for what there is.")
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked before anything that takes time."""
-    parser = OneLineParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = OneLineParser("retrieve.py", __doc__)
     parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint that fit.py wrote")
     parser.add_argument("--query", type=Path, nargs="+", required=True, metavar="PATH", help="pictures, or folders")
     parser.add_argument("--k", type=int, default=6, help="neighbours of each; 6 in the paper's Figure 4")
@@ -409,8 +393,8 @@ def show(
     picture = io.BytesIO()
     Image.fromarray(panel.permute(1, 2, 0).numpy()).save(picture, "PNG")
     table_path = options.out.with_suffix(".csv")
-    _replace(options.out, picture.getvalue())
-    _replace(table_path, as_csv(lines).encode())
+    write_whole(options.out, picture.getvalue())
+    write_whole(table_path, as_csv(lines).encode())
     table = Table("query", "rank", "index", "class", "distance")
     for line in lines[: rows * options.k]:
         table.add_row(*(str(cell) for cell in line[:4]), f"{line.distance:#.4g}", end_section=line.rank == options.k)

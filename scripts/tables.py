@@ -10,7 +10,6 @@ their table goes where the README has markers for it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shlex
@@ -18,9 +17,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from comparison import comparable, duration, markdown, percent, read_runs, write_text
+from one_line import OneLineParser
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("data", "images", "epochs", "seed", "command", "seconds", "test_top1", "test_top5")
@@ -159,17 +159,9 @@ def renewed(text: str, results: Path) -> str:
     return between(text, "ablations", markdown(runs))
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse with its complaint on one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit status 2."""
-        self.exit(2, f"error: {message}. See `python scripts/tables.py --help` for what there is.\n")
-
-
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = OneLineParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = OneLineParser("tables.py", __doc__)
     parser.add_argument(
         "--check", action="store_true", help="change nothing; exit status 1 if the tables are not right"
     )

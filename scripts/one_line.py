@@ -1,0 +1,34 @@
+"""How the scripts refuse: one line that says what is wrong and what to do, and exit status 2. Light: no torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+
+def refuse(message: str, status: int = 2) -> NoReturn:
+    """End the program with one line that says what is wrong and what to do; TRACEBACK=1 shows where it came from."""
+    if os.environ.get("TRACEBACK"):
+        traceback.print_exc() if sys.exc_info()[0] else traceback.print_stack()
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(status)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse with its complaint on one line.
+
+    Args:
+        script: The file's name, for the remedy.
+        doc: The script's docstring, whose first line describes it.
+    """
+
+    def __init__(self, script: str, doc: str | None) -> None:
+        super().__init__(description=(doc or "").splitlines()[0], allow_abbrev=False)
+        self.script = script
+
+    def error(self, message: str) -> NoReturn:
+        """Exit status 2."""
+        refuse(f"{message}. See `python scripts/{self.script} --help` for what there is.")
