@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, cast
 
 from lightning import LightningModule, Trainer
@@ -39,6 +40,28 @@ def layer_stats(activations: Tensor) -> LayerStats:
     return LayerStats(1 - alive.float().mean().item(), values.square().mean().sqrt().item())
 
 
+@contextmanager
+def watching(network: nn.Module, layers: Sequence[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within the block, ``see(name, output)`` at every call of the layers, before the activation function.
+
+    Args:
+        network: Its layers are submodules of these names, called eagerly.
+        layers: Those that don't exist are left out.
+        see: Looks.
+    """
+    children = dict(network.named_children())
+    handles = [
+        children[name].register_forward_hook(lambda module, inputs, output, name=name: see(name, output))
+        for name in layers
+        if name in children
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def measure(network: nn.Module, run: Callable[[], Any], layers: Sequence[str] = LAYERS) -> dict[str, LayerStats]:
     """Measure layers while something runs through the network.
 
@@ -55,20 +78,12 @@ def measure(network: nn.Module, run: Callable[[], Any], layers: Sequence[str] = 
     act = getattr(network, "act", None)
     tanh = isinstance(act, nn.Tanh)
 
-    def hook(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            # The layer's output, before an activation function that works in place: so it is applied to a copy.
-            found[name] = layer_stats(output.tanh() if tanh else output.relu())
+    def keep(name: str, output: Tensor) -> None:
+        # The layer's output, before an activation function that works in place: so it is applied to a copy.
+        found[name] = layer_stats(output.tanh() if tanh else output.relu())
 
-        return keep
-
-    children = dict(network.named_children())
-    handles = [children[name].register_forward_hook(hook(name)) for name in layers if name in children]
-    try:
+    with watching(network, layers, keep):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 

@@ -183,6 +183,15 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> str:
 # Reading
 
 
+def sha256(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def damage(path: Path) -> str | None:
     """Say what is wrong with a checkpoint's file; None where nothing shows.
 
@@ -197,16 +206,13 @@ def damage(path: Path) -> str | None:
         digests = _known_digests(path)
         if digests is None or _checked.get(path.absolute()) == (info.st_size, info.st_mtime_ns):
             return None
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        digest = sha256(path)
     except FileNotFoundError:
         return "missing"
     except OSError as error:
         return error.strerror or str(error)
-    if digest.hexdigest() not in digests:
-        return f"damaged, its SHA-256 is {digest.hexdigest()[:12]}..., expected {(digests or ['?'])[0][:12]}..."
+    if digest not in digests:
+        return f"damaged, its SHA-256 is {digest[:12]}..., expected {(digests or ['?'])[0][:12]}..."
     _checked[path.absolute()] = info.st_size, info.st_mtime_ns
     return None
 

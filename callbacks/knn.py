@@ -190,11 +190,14 @@ class NeighbourSearch:
         spread = len(rows) // group  # column j belongs to group j % spread: such a minimum runs along memory
         minima = lower[:, : group * spread].unflatten(1, (group, spread)).amin(1)
         own = query_norms * (1 - self._slack)
-        limit = torch.where(worst > 0, worst, -torch.inf).to(self.dtype)
+        limit = torch.where(worst > 0, worst, -torch.inf).to(self.dtype) - own
+
+        def lowered(bound: Tensor) -> Tensor:
+            exceeded = (bound + own + 6 * self._slack * query_norms) / (1 - 4 * self._slack)
+            return torch.minimum(limit, exceeded - own)
+
         if spread >= self.k and self._slack < 0.1:
-            bound = minima.topk(self.k, dim=1, largest=False, sorted=False).values.amax(1) + own
-            limit = torch.minimum(limit, (bound + 6 * self._slack * query_norms) / (1 - 4 * self._slack))
-        limit = limit - own
+            limit = lowered(minima.topk(self.k, dim=1, largest=False, sorted=False).values.amax(1))
 
         hits, groups = (minima <= limit[:, None]).nonzero(as_tuple=True)
         if len(hits) > 4 * self.k * len(queries) and len(rows) > 2 * self.k and bool(worst.isinf().any()):
@@ -211,9 +214,9 @@ class NeighbourSearch:
             row, column = torch.cat([row, rest_row]), torch.cat([column, rest_column + group * spread])
         bounds = lower[row, column]
         if self._slack < 0.1:  # the same bound again, from the k nearest candidates themselves: it leaves half of them
-            bound = _kth_smallest(bounds, row, len(queries), self.k) + own
-            limit = torch.minimum(limit, (bound + 6 * self._slack * query_norms) / (1 - 4 * self._slack) - own)
-            row, column = row[bounds <= limit[row]], column[bounds <= limit[row]]
+            limit = lowered(_kth_smallest(bounds, row, len(queries), self.k))
+            near = bounds <= limit[row]
+            row, column = row[near], column[near]
         if len(row):
             self._measure(row + start, rows, column, numbers)
 

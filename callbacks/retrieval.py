@@ -7,7 +7,7 @@ share the query's class: a measure of the features that no classifier is needed 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from callbacks.at_epochs import evenly_spaced
+from callbacks.at_epochs import evenly_spaced, trained_epochs
 from callbacks.images import retrieval_panel
 from callbacks.knn import NeighbourSearch, merge_neighbours, retrieval_precision
 from callbacks.writing import looking, write_image, write_scalars
@@ -231,9 +231,8 @@ class NearestNeighbours(Callback):
             raise TypeError(f"NearestNeighbours needs a model with embed(images), got {type(pl_module).__name__}")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remember how many epochs a checkpoint was trained for: ``trainer.current_epoch`` does not tell in test."""
-        progress: Mapping[str, Any] = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
-        self._loaded_epochs = progress.get("current", {}).get("started")
+        """Remember how many epochs a checkpoint was trained for."""
+        self._loaded_epochs = trained_epochs(checkpoint)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier run."""

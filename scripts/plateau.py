@@ -31,10 +31,12 @@ from one_line import OneLineParser
 from tables import between
 from torch import Tensor
 
+from callbacks import activations
+from callbacks.activations import watching
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
 
-LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+LAYERS = (*activations.LAYERS, "fc8")
 PLATEAU = math.log(10)
 LEFT = 0.05  # a mean loss this far below ln 10 over the epoch's last ten steps counts as having left
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,25 +101,17 @@ def measure_start(model: AlexNetClassifier, images: Tensor, targets: Tensor) -> 
     weights' own. Without dropout, which would make every image differ from every other.
     """
     found: dict[str, dict[str, float]] = {}
-    layers = {name: model.net.get_submodule(name) for name in LAYERS}
 
     def keep(name: str, outputs: Tensor) -> None:
         size, spread = signal(outputs)
         found[name] = {"size": size, "spread": spread}
 
-    handles = [
-        layer.register_forward_hook(lambda module, inputs, outputs, name=name: keep(name, outputs))
-        for name, layer in layers.items()
-    ]
-    try:
-        model.eval()
+    model.eval()
+    with watching(model.net, LAYERS, keep):
         F.nll_loss(model.log_probabilities(images), targets).backward()
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.train()
-    for name, layer in layers.items():
-        weight: Tensor = layer.weight  # type: ignore[assignment]
+    model.train()
+    for name in LAYERS:
+        weight: Tensor = model.net.get_submodule(name).weight  # type: ignore[assignment]
         gradient = weight.grad.double().square().mean().sqrt().item()  # type: ignore[union-attr]
         found[name]["step"] = model.lr * gradient / weight.detach().double().square().mean().sqrt().item()
     model.zero_grad()

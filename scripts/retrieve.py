@@ -35,7 +35,7 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from callbacks.checkpoint_io import CheckpointError, damage, sidecar, write_checkpoint
+from callbacks.checkpoint_io import CheckpointError, damage, sha256, sidecar, write_checkpoint
 from callbacks.images import retrieval_panel
 from callbacks.knn import nearest_neighbours
 from datamodules import CIFAR10DataModule
@@ -219,15 +219,6 @@ def embed(model: AlexNetClassifier, datamodule: CIFAR10DataModule, images: Tenso
 
 
 # ------------------------------------------------------------------------------------------------------------ the cache
-
-
-def sha256(path: Path) -> str:
-    """A file's."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def gallery_digest(datamodule: CIFAR10DataModule, indices: Tensor, images: Tensor, device: str) -> str:

@@ -21,18 +21,30 @@ from conftest import TINY
 SCRIPT = str(Path(benchmark.__file__))
 
 
-@pytest.mark.parametrize("network", [TINY, {"image_size": 40, "conv1_stride": 4}])
-def test_the_plain_network_does_the_same_work(network: dict[str, int]) -> None:
-    """Same weights, same batch: losses and weights agree within float32's rounding, before and after a step."""
-    torch.manual_seed(0)
-    images, targets = torch.rand(4, 3, network["image_size"], network["image_size"]), torch.arange(4)
+Step = Callable[[], torch.Tensor]
+
+
+def equal_networks(
+    images: torch.Tensor, targets: torch.Tensor, network: dict[str, int], fc8: float = 1.0
+) -> tuple[torch.nn.Module, Step, torch.nn.Module, Step]:
+    """Ours and its step, the plain one and its step, from the same weights, without dropout; fc8's times ``fc8``."""
     net, our = our_step(images, targets, schedule="constant", dropout=0.0, init="he", **network)
+    net.get_submodule("fc8").weight.data *= fc8
     plain, their = plain_step(images, targets, **network, padding=padding_of(network))
     for module in plain.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     for theirs, ours in zip(plain.parameters(), net.parameters(), strict=True):
         theirs.data.copy_(ours.data)
+    return net, our, plain, their
+
+
+@pytest.mark.parametrize("network", [TINY, {"image_size": 40, "conv1_stride": 4}])
+def test_the_plain_network_does_the_same_work(network: dict[str, int]) -> None:
+    """Same weights, same batch: losses and weights agree within float32's rounding, before and after a step."""
+    torch.manual_seed(0)
+    images, targets = torch.rand(4, 3, network["image_size"], network["image_size"]), torch.arange(4)
+    net, our, plain, their = equal_networks(images, targets, network)
     losses = torch.tensor([[our(), their()] for _ in range(2)])
     assert losses[1, 0] < losses[0, 0]
     torch.testing.assert_close(losses[:, 0], losses[:, 1], rtol=1e-5, atol=0)
@@ -45,14 +57,8 @@ def test_a_short_run_is_the_plain_one_within_rounding() -> None:
     torch.manual_seed(0)
     targets = torch.arange(20) % 10
     images = torch.randn(20, 3, TINY["image_size"], TINY["image_size"]) + targets[:, None, None, None] / 3
-    net, our = our_step(images, targets, schedule="constant", dropout=0.0, init="he", **TINY)
-    net.fc8.weight.data *= 0.1  # He's is too large for a start at ln(10): the first steps would be chaos
-    plain, their = plain_step(images, targets, **TINY, padding=padding_of(TINY))
-    for module in plain.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    for theirs, ours in zip(plain.parameters(), net.parameters(), strict=True):
-        theirs.data.copy_(ours.data)
+    # He's fc8 is too large for a start at ln(10): the first steps would be chaos.
+    net, our, plain, their = equal_networks(images, targets, TINY, fc8=0.1)
     losses = torch.tensor([[our(), their()] for _ in range(12)])
     assert losses[-1, 1] < 0.5 * losses[0, 1]  # it learns, so there is something to compare
     torch.testing.assert_close(losses[:, 0], losses[:, 1], rtol=5e-3, atol=1e-4)
