@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_modules.lrn import LocalResponseNorm
 
 Activation = Literal["relu", "tanh"]
-Init = Literal["paper", "code", "he", "fast"]
+Init = Literal["paper", "code", "he", "fast", "torch"]
 LRNConstants = Literal["text", "code"]
 
 KERNEL = 11  # conv1's, whatever the image's size
@@ -56,6 +56,8 @@ class AlexNet(nn.Module):
             N(0, gain**2 / fan_in), biases 0 (He et al. 2015), which keeps the signal's size from layer to layer and
             so trains from the first step; the paper's starves it and can sit at ln(classes) for many epochs.
             ``fast``: ``he`` with the paper's N(0, 0.01) in conv1, where He's noise would hide what its filters learn.
+            ``torch``: what PyTorch's layers start with if nothing is said, weights and biases uniform within
+            ``1 / sqrt(fan_in)``: a signal falls to 1 / sqrt(6) of its size with every layer and its ReLU.
         bias: What ``paper`` and ``code`` set the biases of conv2, conv4, conv5, fc6 and fc7 to. 1 in the paper; Caffe
             used 0.1, because 1 drowns the signal.
 
@@ -122,7 +124,9 @@ class AlexNet(nn.Module):
         for name, layer in self.named_children():
             if not isinstance(layer, nn.Conv2d | nn.Linear):
                 continue
-            if self.init == "he" or (self.init == "fast" and name != "conv1"):
+            if self.init == "torch":
+                layer.reset_parameters()
+            elif self.init == "he" or (self.init == "fast" and name != "conv1"):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity=self.activation)
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
             else:

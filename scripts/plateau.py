@@ -72,6 +72,7 @@ TRIALS = {
     "code-raw": Trial("the code's, inputs of 0-255", {"init": "code"}, RAW),
     "code-raw-lr0.002": Trial("the code's, inputs of 0-255, lr 0.002", {"init": "code", "lr": 0.002}, RAW),
     "code-raw-bias0.1": Trial("the code's, inputs of 0-255, biases 0.1", {"init": "code", "bias": 0.1}, RAW),
+    "torch": Trial("PyTorch's own: uniform, within 1 / sqrt(fan_in)", {"init": "torch"}),
     "fast": Trial("He's, but N(0, 0.01) in conv1", {"init": "fast"}),
     "he": Trial("He's initialisation, biases 0", {"init": "he"}),
 }

@@ -129,6 +129,19 @@ def test_initialisation(init: str) -> None:
         assert layer.bias.unique().tolist() == [bias], name
 
 
+def test_initialisation_of_torch() -> None:
+    """``torch`` leaves each layer as PyTorch makes it: uniform within 1 / sqrt(fan_in), spread 1 / sqrt(3 fan_in)."""
+    torch.manual_seed(0)
+    net = AlexNet(image_size=64, conv1_stride=2, init="torch")
+    for name in LAYERS:
+        layer = net.get_submodule(name)
+        bound = layer.weight[0].numel() ** -0.5
+        tolerance = 5 / math.sqrt(2 * layer.weight.numel())
+        assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=tolerance), name
+        assert layer.weight.abs().max() <= bound, name
+        assert 0 < layer.bias.abs().max() <= bound, name
+
+
 def test_biases_of_the_paper_s_presets() -> None:
     """Caffe's 0.1 in place of section 5's 1; where section 5 has 0, nothing changes."""
     net = AlexNet(image_size=64, conv1_stride=2, init="paper", bias=0.1)
