@@ -171,6 +171,20 @@ def test_figure1_s_tanh_is_held_against_its_own_relu() -> None:
     lines = {line.variant: line for line in compare(runs)}
     assert lines["figure1_tanh"].difference == "−10.00 ± 0.00 (against figure1_relu)"
     assert lines["figure1_relu"].verdict == "-"
+    # Nobody comes to 25 %: the last epoch's training top-1 decides.
+    assert lines["figure1_tanh"].verdict == "not seen at this size (train top-1: +0.00 ± 0.00)"
+
+
+def test_figure_1_is_judged_by_the_epochs_to_its_error() -> None:
+    """Both end at the same training error; tanh comes to 25 % half an epoch later."""
+    runs = [a_run("figure1_relu", seed, train=[0.5, 0.75, 0.9]) for seed in range(3)]
+    runs += [a_run("figure1_tanh", seed, train=[0.5, 0.6, 0.9]) for seed in range(3)]
+    assert compare(runs)[1].verdict == "confirmed (epochs to 25 %: +0.50 ± 0.00)"
+    runs = [a_run("figure1_relu", seed, train=[0.5, 0.6, 0.9]) for seed in range(3)]
+    runs += [a_run("figure1_tanh", seed, train=[0.8, 0.85, 0.9]) for seed in range(3)]
+    assert compare(runs)[1].verdict == "contradicted (epochs to 25 %: −1.50 ± 0.00)"
+    runs[-1] = a_run("figure1_tanh", 2, train=[0.5, 0.6, 0.7])  # one that never gets there
+    assert "train top-1" in compare(runs)[1].verdict
 
 
 def test_runs_of_another_recipe_are_left_out() -> None:
@@ -216,7 +230,7 @@ def test_figure_1(unregularised: bool) -> None:
     assert list(lines[0].get_ydata()) == pytest.approx([0.5, 0.24, 0.1, 0.1])
     assert "25 % after 2" in str(lines[0].get_label())
     assert [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"] == [2, 4]
-    assert [epoch_reached(run) for run in runs[-2:]] == [2, 4]
+    assert [epoch_reached(run) for run in runs[-2:]] == pytest.approx([1 + 0.25 / 0.26, 4])
     groups = comparison.by_variant(runs)
     assert speed(groups, relu, tanh) == (
         f"25 % training error (Figure 1): {relu} after 2.0 epochs, {tanh} after 4.0 epochs; 2.0 times as many, "
@@ -255,7 +269,7 @@ CHANGES = {
     "no_overlap": {"model.overlap_pooling": False},
     "no_lighting": {"data.lighting_std": 0},
     "no_dropout": {"model.dropout": 0},
-    "tanh": {"model.activation": "tanh"},
+    "tanh": {"model.activation": "tanh", "model.lr": 0.005},
     "no_groups": {"model.groups": 1},
     "no_augmentation": {"data.flip": False, "data.crop_size": 32, "data.crop_padding": 0},
     "ten_crops": {"data.test_crops": 10},
@@ -266,6 +280,7 @@ def test_each_config_holds_what_differs_and_nothing_else() -> None:
     found = {variant.name: variant for variant in choose(None, ABLATIONS / "baseline.yaml")}
     assert {name: found[name].changes for name in CHANGES} == CHANGES
     relu, tanh = found["figure1_relu"].changes, found["figure1_tanh"].changes
+    assert tanh.pop("model.lr") != relu.pop("model.lr")  # "chosen independently"
     assert tanh == {**relu, "model.activation": "tanh"}
     assert relu == {"model.dropout": 0, "model.weight_decay": 0, "data.lighting_std": 0} | CHANGES["no_augmentation"]
     assert [name for name, variant in found.items() if variant.test_only] == ["ten_crops"]
@@ -292,7 +307,7 @@ def test_what_a_claim_is_held_against_is_run_too() -> None:
 def test_a_plan_goes_seed_by_seed() -> None:
     jobs = plan(choose(["tanh"], ABLATIONS / "baseline.yaml"), 2, ["--data.val_size", "7"])
     assert [job.name for job in jobs] == ["baseline-seed0", "tanh-seed0", "baseline-seed1", "tanh-seed1"]
-    assert jobs[1].recipe["settings"] == {**jobs[0].recipe["settings"], "model.activation": "tanh"}
+    assert jobs[1].recipe["settings"] == {**jobs[0].recipe["settings"], "model.activation": "tanh", "model.lr": 0.005}
     assert jobs[1].recipe["settings"]["trainer.log_every_n_steps"] == 10  # default.yaml's
     assert jobs[1].recipe["flags"] == ["--data.val_size", "7"]
 
@@ -467,22 +482,23 @@ def test_weights_that_are_gone_are_said(sweep: Sweep, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("change", ["config", "flags"])
 def test_a_changed_recipe_is_noticed(sweep: Sweep, capsys: pytest.CaptureFixture[str], change: str) -> None:
-    Path("mine.yaml").write_text("model: {lr: 0.02}\n")
+    Path("mine.yaml").write_text("model: {momentum: 0.8}\n")
     words = ["--seeds", "1", "--only", "tanh", "--baseline", "mine.yaml"]
     assert sweep(*words) == 0
-    Path("mine.yaml").write_text("# only a comment\nmodel:\n  lr: 0.02\n")
+    Path("mine.yaml").write_text("# only a comment\nmodel:\n  momentum: 0.8\n")
     assert sweep(*words) == 0
     assert len(calls()) == 2
     if change == "config":
-        Path("mine.yaml").write_text("model: {lr: 0.03}\n")
+        Path("mine.yaml").write_text("model: {momentum: 0.7}\n")
     else:
-        words += ["--", "--model.lr=0.03"]
+        words += ["--", "--model.momentum=0.7"]
     capsys.readouterr()
     assert sweep(*words) == 2
     complaint = capsys.readouterr().err
     assert complaint.count("\n") == 1
     assert complaint.startswith("error: results/ablations/baseline-seed0/summary.json: of another recipe (")
-    assert ("model.lr 0.02, now 0.03" if change == "config" else "flags none, now --model.lr=0.03") in complaint
+    said = "model.momentum 0.8, now 0.7" if change == "config" else "flags none, now --model.momentum=0.7"
+    assert said in complaint
     assert calls() == []
     cut = words.index("--") if "--" in words else len(words)
     assert sweep(*words[:cut], "--redo", *words[cut:]) == 0
