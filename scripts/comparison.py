@@ -69,6 +69,7 @@ CLAIMS: dict[str, Claim] = {
 }
 NO_CLAIM = Claim("-", "-", "-", 0)
 TARGET = 0.25  # Figure 1's training error
+SPEEDS = {"train_top1": ("train top-1", 0.01), "epochs": ("epochs to 25 %", 1.0)}  # measures of it, with their units
 
 # ----------------------------------------------------------------------------------------------------------- statistics
 
@@ -277,10 +278,9 @@ def compare(runs: Sequence[Run]) -> list[Line]:
             measure, sign = "train_top1", -sign
         judged = paired_difference(values_of(group, measure), values_of(reference, measure))
         judgement = verdict(judged, sign)
-        if measure == "train_top1" and judged is not None:
-            judgement += f" (train top-1: {points(judged)})"
-        elif measure == "epochs" and judged is not None:
-            judgement += f" (epochs to {TARGET:.0%}: {points(judged, 1)})".replace("%", " %")
+        if measure in SPEEDS and judged is not None:
+            what, unit = SPEEDS[measure]
+            judgement += f" ({what}: {points(judged, unit)})"
         against = "" if claim.against == BASELINE else f" (against {claim.against})"
         lines.append(
             Line(
