@@ -346,23 +346,25 @@ def mean_curve(runs: Mapping[int, Run], tag: str) -> Curve | None:
     return Curve(epochs, [mean for mean, _ in pairs], [0.0 if math.isnan(std) else std for _, std in pairs])
 
 
+def reached(runs: Mapping[int, Run]) -> tuple[float | None, str]:
+    """When a variant's runs came to Figure 1's 25 %: the mean over seeds, None unless all of them did; and in words."""
+    found = list(values_of(runs, "epochs").values())
+    if not found:
+        return None, f"never (within {max(run['epochs'] for run in runs.values())})"
+    said = f"after {statistics.fmean(found):.1f} epochs"
+    if len(found) < len(runs):
+        return None, f"{said} in {len(found)} of {len(runs)} seeds"
+    return statistics.fmean(found), said
+
+
 def speed(groups: Mapping[str, Mapping[int, Run]], relu: str, tanh: str) -> str | None:
     """Say after how many epochs each of two variants reached Figure 1's 25 %; None where there are not both."""
     if not groups.get(relu) or not groups.get(tanh):
         return None
-    said, means = [], []
-    for name in (relu, tanh):
-        found = [epoch_reached(run) for run in groups[name].values()]
-        reached = [epoch for epoch in found if epoch is not None]
-        means.append(statistics.fmean(reached) if len(reached) == len(found) else None)
-        if not reached:
-            said.append(f"{name} never (within {max(run['epochs'] for run in groups[name].values())})")
-        else:
-            some = "" if len(reached) == len(found) else f" in {len(reached)} of {len(found)} seeds"
-            said.append(f"{name} after {statistics.fmean(reached):.1f} epochs{some}")
-    text = f"{TARGET:.0%} training error".replace("%", " %") + f" (Figure 1): {', '.join(said)}"
-    if means[0] is not None and means[1] is not None:
-        text += f"; {means[1] / means[0]:.1f} times as many, 6 in the paper"
+    (first, said), (second, said_too) = reached(groups[relu]), reached(groups[tanh])
+    text = f"{TARGET:.0%} training error".replace("%", " %") + f" (Figure 1): {relu} {said}, {tanh} {said_too}"
+    if first is not None and second is not None:
+        text += f"; {second / first:.1f} times as many, 6 in the paper"
     return text + "."
 
 
@@ -422,11 +424,10 @@ def figure1(runs: Sequence[Run]) -> Figure | None:
         accuracy = mean_curve(groups[name], "train/top1")
         assert accuracy is not None
         error = Curve(accuracy.epochs, [1 - value for value in accuracy.mean], accuracy.std)
-        reached = next((e for e, value in zip(error.epochs, error.mean, strict=True) if value <= TARGET), None)
-        where = f"25 % after {reached}" if reached else "25 % not reached"
-        _band(axis, error, colour, f"{label} ({name}, n = {len(groups[name])}): {where}", style)
-        if reached:
-            axis.axvline(reached, color=colour, linestyle=":", linewidth=1)
+        epoch, when = reached(groups[name])
+        _band(axis, error, colour, f"{label} ({name}, n = {len(groups[name])}): 25 % {when}", style)
+        if epoch is not None:
+            axis.axvline(epoch, color=colour, linestyle=":", linewidth=1)
         last = max(last, *error.epochs)
     axis.axhline(TARGET, color="0.3", linewidth=1)
     axis.text(last, TARGET, "25 %", ha="right", va="bottom", fontsize=8, color="0.3")
@@ -464,24 +465,32 @@ def _band(axis: Axes, curve: Curve, colour: str, label: str, style: str = "-") -
 NEEDED = ("variant", "seed", "settings", "changes", "flags", "jobs", "resumed", "curves", "data", "images", "epochs")
 
 
-def read_run(path: Path) -> dict[str, Any]:
-    """A run's ``summary.json``.
+def read_summary(path: Path, needed: Sequence[str], remedy: str) -> dict[str, Any]:
+    """A ``summary.json`` with all that is needed of it.
 
     Raises:
-        ValueError: If the file is no such thing; one line that names it.
+        ValueError: If it can't be read, or has not all of it; one line that names the file and ends with ``remedy``.
         FileNotFoundError: If there is none.
     """
-    remedy = "Delete it, and ablate.py does the run again"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: can't be read ({str(error).splitlines()[0]}). {remedy}.") from None
-    missing = [key for key in NEEDED if not isinstance(run, dict) or key not in run]
+    missing = [key for key in needed if not isinstance(run, dict) or run.get(key) is None]
     if missing:
-        raise ValueError(f"{path}: has no {missing[0]}, so it is no run of ablate.py's. {remedy}.")
-    return run
+        raise ValueError(f"{path}: has no {missing[0]}. {remedy}.")
+    return dict(run)
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """A run of ``ablate.py``'s.
+
+    Raises:
+        ValueError, FileNotFoundError: As :func:`read_summary`.
+    """
+    return read_summary(path, NEEDED, "Delete it, and ablate.py does the run again")
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:

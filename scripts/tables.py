@@ -10,7 +10,6 @@ their table goes where the README has markers for it.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -19,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from comparison import comparable, duration, markdown, percent, read_runs, write_text
+from comparison import comparable, duration, markdown, percent, read_runs, read_summary, write_text
 from one_line import OneLineParser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,17 +75,8 @@ def read_summaries(folder: Path) -> dict[Path, dict[str, Any]]:
     Raises:
         ValueError: If a file is no run's summary; one line that names it.
     """
-    found = {}
-    for path in sorted(folder.glob("*/summary.json")):
-        try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: can't be read ({str(error).splitlines()[0]}). Delete or replace it.") from None
-        missing = [key for key in NEEDED if not isinstance(run, dict) or run.get(key) is None]
-        if missing:
-            raise ValueError(f"{path}: has no {missing[0]}. Keep summaries of finished runs alone.")
-        found[path] = run
-    return found
+    remedy = "Keep summaries of finished runs alone"
+    return {path: read_summary(path, NEEDED, remedy) for path in sorted(folder.glob("*/summary.json"))}
 
 
 def by_recipe(runs: Mapping[Path, Mapping[str, Any]]) -> dict[Recipe, list[Mapping[str, Any]]]:

@@ -228,8 +228,10 @@ def test_figure_1(unregularised: bool) -> None:
     ]
     assert [line.get_linestyle() for line in lines] == ["-", "--"]  # as in the paper
     assert list(lines[0].get_ydata()) == pytest.approx([0.5, 0.24, 0.1, 0.1])
-    assert "25 % after 2" in str(lines[0].get_label())
-    assert [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"] == [2, 4]
+    assert "25 % after 2.0 epochs" in str(lines[0].get_label())
+    assert [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"] == pytest.approx(
+        [1 + 0.25 / 0.26, 4]
+    )
     assert [epoch_reached(run) for run in runs[-2:]] == pytest.approx([1 + 0.25 / 0.26, 4])
     groups = comparison.by_variant(runs)
     assert speed(groups, relu, tanh) == (
