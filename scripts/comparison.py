@@ -192,8 +192,8 @@ def by_variant(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
 def values_of(runs: Mapping[int, Run], measure: str) -> dict[int, float]:
     """Seed -> value, where the run has one."""
     if measure == "epochs":
-        reached = {seed: epoch_reached(run) for seed, run in runs.items()}
-        return {seed: epoch for seed, epoch in reached.items() if epoch is not None}
+        epochs = {seed: epoch_reached(run) for seed, run in runs.items()}
+        return {seed: epoch for seed, epoch in epochs.items() if epoch is not None}
     return {seed: run[measure] for seed, run in runs.items() if run.get(measure) is not None}
 
 
@@ -473,7 +473,7 @@ def read_summary(path: Path, needed: Sequence[str], remedy: str) -> dict[str, An
         FileNotFoundError: If there is none.
     """
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
@@ -481,7 +481,7 @@ def read_summary(path: Path, needed: Sequence[str], remedy: str) -> dict[str, An
     missing = [key for key in needed if not isinstance(run, dict) or run.get(key) is None]
     if missing:
         raise ValueError(f"{path}: has no {missing[0]}. {remedy}.")
-    return dict(run)
+    return run
 
 
 def read_run(path: Path) -> dict[str, Any]:

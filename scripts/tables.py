@@ -75,7 +75,7 @@ def read_summaries(folder: Path) -> dict[Path, dict[str, Any]]:
     Raises:
         ValueError: If a file is no run's summary; one line that names it.
     """
-    remedy = "Keep summaries of finished runs alone"
+    remedy = "Delete it, or put a finished run's in its place"
     return {path: read_summary(path, NEEDED, remedy) for path in sorted(folder.glob("*/summary.json"))}
 
 
