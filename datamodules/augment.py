@@ -23,34 +23,45 @@ class Draws(NamedTuple):
         left: ``(N,)`` int64, its first column.
         flip: ``(N,)`` bool, mirrored left to right or not.
         alphas: ``(N, 3)`` float32, the lighting's draws, unitless.
+        extent: ``(N, 2)`` float32, width and height of what is shown, in shares of the crop; above 1 it reaches beyond.
+        hole: ``(N, 2)`` int64, row and column of the crop's pixel at the middle of the hole, if one is cut.
     """
 
     top: Tensor
     left: Tensor
     flip: Tensor
     alphas: Tensor
+    extent: Tensor
+    hole: Tensor
 
     def rows(self, index: Tensor) -> Draws:
         """The draws of the images at ``index``, on ``index``'s device."""
         return Draws(*(table.to(index.device)[index] for table in self))
 
 
-def draw(n: int, slack: int, flip: bool, lighting_std: float, generator: torch.Generator) -> Draws:
+def draw(
+    n: int, crop_size: int, slack: int, flip: bool, lighting_std: float, scale_jitter: float, generator: torch.Generator
+) -> Draws:
     """Draw an epoch's augmentation for ``n`` images.
 
     Every switch consumes the same numbers on or off, so an ablation changes what it names and nothing else.
 
     Args:
         n: Images.
+        crop_size: Height and width of a crop in pixels.
         slack: Crops start at 0 to ``slack`` inclusive, in pixels: the padded image's size less the crop's.
         flip: Mirror half of the images.
         lighting_std: Standard deviation of ``alphas``; 0.1 in section 4.1, 0 for none.
+        scale_jitter: Largest factor by which an image grows or shrinks, in width and in height apart; 1 for none. To
+            grow by a factor is as likely as to shrink by it: its logarithm is uniform.
         generator: On the CPU.
     """
     top, left = torch.randint(0, slack + 1, (2, n), generator=generator)
     mirrored = torch.rand(n, generator=generator) < 0.5
     alphas = torch.randn(n, 3, generator=generator) * lighting_std
-    return Draws(top, left, mirrored & flip, alphas)
+    extent = scale_jitter ** (2 * torch.rand(n, 2, generator=generator) - 1)
+    hole = torch.randint(0, crop_size, (n, 2), generator=generator)
+    return Draws(top, left, mirrored & flip, alphas, extent, hole)
 
 
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, crop_size: int, padding: int) -> Tensor:
@@ -122,6 +133,43 @@ def resize(images: Tensor, size: int) -> Tensor:
         return images
     rows, columns = (_resizing(n, size).to(images) for n in (height, width))
     return rows @ (images @ columns.T)
+
+
+def resize_extent(images: Tensor, size: int, extent: Tensor) -> Tensor:
+    """Show each image at a scale of its own: a box around its centre, bilinear and not antialiased.
+
+    Args:
+        images: ``(B, C, H, W)`` float.
+        size: Height and width of the result in pixels.
+        extent: ``(B, 2)``, width and height of the box in shares of the image. Beyond its edges the image is reflected.
+
+    Returns:
+        ``(B, C, size, size)``; with an extent of 1, and not reduced, what :func:`resize` gives.
+    """
+    boxes = F.pad(torch.diag_embed(extent), (0, 1))  # (B, 2, 3): scaled, not moved
+    grid = F.affine_grid(boxes, [*images.shape[:2], size, size], align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def cut_out(images: Tensor, hole: Tensor, side: int) -> Tensor:
+    """Zero a square of each image, or as much of it as lies inside.
+
+    Args:
+        images: ``(B, C, H, W)``, normalised, so that zero is the mean.
+        hole: ``(B, 2)`` int64, row and column of its middle (for an even side, of the pixel right below).
+        side: Its height and width in pixels.
+
+    Source:
+        DeVries and Taylor 2017, "Improved Regularization of Convolutional Neural Networks with Cutout".
+    """
+    rows, columns = (_inside(n, hole[:, i], side) for i, n in enumerate(images.shape[2:]))
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+def _inside(size: int, middle: Tensor, side: int) -> Tensor:
+    """``(B, size)``: which positions lie in each image's stretch of ``side`` around ``middle`` ``(B,)``."""
+    offset = torch.arange(size, device=middle.device) - middle[:, None] + side // 2
+    return (offset >= 0) & (offset < side)
 
 
 @lru_cache(maxsize=16)

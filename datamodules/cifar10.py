@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules import shapes10, sources
-from datamodules.augment import Draws, centre_crop, crop_and_flip, draw, resize, ten_crops
+from datamodules.augment import Draws, centre_crop, crop_and_flip, cut_out, draw, resize, resize_extent, ten_crops
 from datamodules.pca_lighting import RGBStatistics, fit_rgb_pca, pca_lighting
 from datamodules.subset import Split, balanced_split
 
@@ -108,6 +108,10 @@ class CIFAR10DataModule(LightningDataModule):
         crop_padding: Pixels by which images are padded, by reflection, before the crop. 0 and ``crop_size`` 32: none.
         flip: Mirror half of the training images.
         lighting_std: Standard deviation of the PCA lighting's draws, 0.1 in section 4.1; 0 switches it off.
+        scale_jitter: Largest factor by which training images grow or shrink, in width and in height apart, beyond the
+            enlargement to ``image_size``; 1 to 2, 1 switches it off. Not the paper's.
+        cutout: Height and width in pixels of the square of each training crop that is grey; 0 switches it off. Not the
+            paper's.
         input_scale: ``unit`` divides by the training set's standard deviation per channel after its mean is subtracted.
             ``raw`` is the paper's "(centered) raw RGB values", 0 to 255 less the mean (section 2): 60 times as large.
         test_crops: 1 tests the centre crop; 10 the ten crops of section 4.1.
@@ -135,6 +139,8 @@ class CIFAR10DataModule(LightningDataModule):
         crop_padding: int = 0,
         flip: bool = True,
         lighting_std: float = 0.1,
+        scale_jitter: float = 1.0,
+        cutout: int = 0,
         input_scale: Literal["unit", "raw"] = "unit",
         test_crops: Literal[1, 10] = 1,
         seed: int = 0,
@@ -144,6 +150,9 @@ class CIFAR10DataModule(LightningDataModule):
         _check_at_least("image_size", image_size, 1)
         _check_at_least("crop_padding", crop_padding, 0)
         _check_at_least("lighting_std", lighting_std, 0)
+        _check_at_least("scale_jitter", scale_jitter, 1)
+        _check_at_most("scale_jitter", scale_jitter, 2)  # one reflection reaches no further than three images' widths
+        _check_at_least("cutout", cutout, 0)
         _check_at_least("seed", seed, 0)
         _check_at_least("split_seed", split_seed, 0)
         if not 1 <= crop_size <= SIZE + 2 * crop_padding or crop_padding >= SIZE:
@@ -159,6 +168,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.subset_size, self.val_size, self.split_seed = subset_size, val_size, split_seed
         self.batch_size, self.image_size, self.seed = batch_size, image_size, seed
         self.crop_size, self.crop_padding, self.flip, self.lighting_std = crop_size, crop_padding, flip, lighting_std
+        self.scale_jitter, self.cutout = scale_jitter, cutout
         self.input_scale, self.test_crops = input_scale, test_crops
         self._layout: sources.Layout | None = None
         self._resolved = False
@@ -290,7 +300,7 @@ class CIFAR10DataModule(LightningDataModule):
         if batch.view == "augmented":
             draws = self._epoch_draws().rows(batch.places)
             crops = crop_and_flip(batch.images, draws.top, draws.left, draws.flip, self.crop_size, self.crop_padding)
-            return self._to_input(crops, draws.alphas if self.lighting_std else None), batch.targets
+            return self._to_input(crops, draws), batch.targets
         if batch.view == "ten_crops":
             crops = ten_crops(batch.images, self.crop_size, self.crop_padding)
             return self._to_input(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]), batch.targets
@@ -301,18 +311,24 @@ class CIFAR10DataModule(LightningDataModule):
         if self._draws is None or self._draws[0] != epoch:
             slack = SIZE + 2 * self.crop_padding - self.crop_size
             stream = random_stream(self.seed, epoch)
-            self._draws = epoch, draw(len(self.split.train), slack, self.flip, self.lighting_std, stream)
+            n = len(self.split.train)
+            table = draw(n, self.crop_size, slack, self.flip, self.lighting_std, self.scale_jitter, stream)
+            self._draws = epoch, table
         return self._draws[1]
 
-    def _to_input(self, images: Tensor, alphas: Tensor | None = None) -> Tensor:
+    def _to_input(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         """uint8 to the network's input. Resized last: lighting and scale are the same for all pixels of an image, so
         doing them on the small image gives the same for a fraction of the work."""
         mean, std, eigvecs, eigvals = (t.to(images.device) for t in self.statistics)
         x = images.float() / 255
-        if alphas is not None:
-            x = pca_lighting(x, eigvecs, eigvals, alphas)
+        if draws and self.lighting_std:
+            x = pca_lighting(x, eigvecs, eigvals, draws.alphas)
         scale = 1 / std.clamp_min(1 / 255) if self.input_scale == "unit" else torch.full_like(std, 255.0)
         x = (x - mean[:, None, None]) * scale[:, None, None]
+        if draws and self.cutout:
+            x = cut_out(x, draws.hole, self.cutout)
+        if draws and self.scale_jitter > 1:
+            return resize_extent(x, self.image_size, draws.extent)
         return resize(x, self.image_size)
 
     def to_rgb(self, images: Tensor) -> Tensor:
@@ -329,6 +345,11 @@ def _as_it_is(batch: Any) -> Any:
 def _check_at_least(name: str, value: float, least: float) -> None:
     if not value >= least:
         raise ValueError(f"--data.{name}: {value} is below {least}. Choose {least} or more.")
+
+
+def _check_at_most(name: str, value: float, most: float) -> None:
+    if not value <= most:
+        raise ValueError(f"--data.{name}: {value} is above {most}. Choose {most} or less.")
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

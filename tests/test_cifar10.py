@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
 from datamodules import CIFAR10DataModule
+from datamodules.augment import resize_extent
 from datamodules.cifar10 import EpochSampler, ImageSet, RawBatch
 from datamodules.sources import DataError
 
@@ -90,10 +91,34 @@ def test_augmentation_is_crop_flip_lighting_scale_resize(small_shapes: None, inp
         torch.testing.assert_close(got[i].double(), expected, rtol=1e-4, atol=1e-4 * scaled.abs().max().item())
 
 
+def test_cutout_comes_before_the_jitter_of_scale_and_both_are_for_training_alone(small_shapes: None) -> None:
+    plain, jittered = (
+        CIFAR10DataModule(source="shapes10", val_size=0, batch_size=20, image_size=48, crop_size=28, **flags)
+        for flags in ({}, {"scale_jitter": 1.5, "cutout": 9})
+    )
+    batch = next(iter(plain.train_dataloader()))
+    draws = jittered._epoch_draws()
+    for table, other in zip(draws[:4], plain._epoch_draws()[:4], strict=True):
+        assert torch.equal(table, other)
+    plain.image_size = 28  # the crops, lit and normalised, before they are enlarged
+    crops, _ = plain.on_after_batch_transfer(batch, 0)
+    plain.image_size = 48
+    got, _ = jittered.on_after_batch_transfer(batch, 0)
+    for image, crop, place in zip(got, crops, batch.places.tolist(), strict=True):
+        top, left = (draws.hole[place] - 4).tolist()
+        crop[:, max(top, 0) : top + 9, max(left, 0) : left + 9] = 0
+        torch.testing.assert_close(image, resize_extent(crop[None], 48, draws.extent[place, None])[0])
+    for view in ("centre", "ten_crops"):
+        pair = [d.on_after_batch_transfer(batch._replace(view=view), 0)[0] for d in (plain, jittered)]
+        assert torch.equal(*pair)
+
+
 def test_an_image_is_augmented_the_same_in_any_batch(small_shapes: None) -> None:
     seen = []
     for batch_size in (7, 160):
-        datamodule = CIFAR10DataModule(source="shapes10", val_size=0, batch_size=batch_size, image_size=32, seed=5)
+        datamodule = CIFAR10DataModule(
+            source="shapes10", val_size=0, batch_size=batch_size, image_size=32, seed=5, scale_jitter=1.2, cutout=8
+        )
         rows = torch.empty(160, 3, 32, 32)
         for batch in datamodule.train_dataloader():
             rows[batch.places], _ = datamodule.on_after_batch_transfer(batch, 0)
@@ -187,6 +212,9 @@ def test_auto_takes_what_there_is_and_says_what(small_shapes: None, tmp_path: Pa
         ({"crop_padding": 32}, "--data.crop_size"),
         ({"lighting_std": -0.1}, "--data.lighting_std"),
         ({"lighting_std": float("nan")}, "--data.lighting_std"),
+        ({"scale_jitter": 0.9}, "--data.scale_jitter: 0.9 is below 1"),
+        ({"scale_jitter": 2.1}, "--data.scale_jitter: 2.1 is above 2"),
+        ({"cutout": -1}, "--data.cutout: -1"),
         ({"source": "cifar100"}, "--data.source: 'cifar100' is not one of"),
         ({"input_scale": "byte"}, "--data.input_scale"),
         ({"test_crops": 5}, "--data.test_crops"),
