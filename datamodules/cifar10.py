@@ -151,7 +151,7 @@ class CIFAR10DataModule(LightningDataModule):
         _check_at_least("crop_padding", crop_padding, 0)
         _check_at_least("lighting_std", lighting_std, 0)
         _check_at_least("scale_jitter", scale_jitter, 1)
-        _check_at_most("scale_jitter", scale_jitter, 2)  # one reflection reaches no further than three images' widths
+        _check_at_most("scale_jitter", scale_jitter, 2)  # there an image may fill a quarter, its mirror images the rest
         _check_at_least("cutout", cutout, 0)
         _check_at_least("seed", seed, 0)
         _check_at_least("split_seed", split_seed, 0)
