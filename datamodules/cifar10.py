@@ -1,8 +1,8 @@
 """CIFAR10DataModule: which images, split how, augmented how, in batches.
 
 Images stay in memory as one uint8 tensor. A batch is one gather, and all that happens to it happens to the whole
-batch on the device it was moved to: crop, flip, lighting (section 4.1), normalisation, resizing; where asked for, cutout
-before the resizing and a jitter of scale with it.
+batch on the device it was moved to: crop, flip, lighting (section 4.1), normalisation, resizing; where asked for,
+cutout before the resizing and a jitter of scale with it.
 """
 
 from __future__ import annotations
