@@ -313,6 +313,14 @@ def as_csv(lines: Sequence[Neighbour]) -> str:
     return text.getvalue()
 
 
+def short_names(names: Sequence[str]) -> list[str]:
+    """What the panel calls each file: its name, with as many folders before it as tell all of them apart."""
+    paths = [Path(name).parts for name in names]
+    lengths = range(1, max(map(len, paths)) + 1)
+    candidates = [[str(Path(*parts[-length:])) for parts in paths] for length in lengths]
+    return next((short for short in candidates if len(set(short)) == len(short)), candidates[-1])
+
+
 # ----------------------------------------------------------------------------------------------------- the command line
 
 
@@ -379,7 +387,7 @@ def show(
         distances[:rows, :columns].tolist(),
         datamodule.class_names,
         "your pictures, at the data set's 32x32 pixels",
-        query_names=[Path(name).name for name in names[:rows]],
+        query_names=short_names(names[:rows]),
     )
     picture = io.BytesIO()
     Image.fromarray(panel.permute(1, 2, 0).numpy()).save(picture, "PNG")

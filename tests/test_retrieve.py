@@ -314,6 +314,20 @@ def test_a_name_on_one_line(trained: CIFAR10DataModule) -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["a/b.png"], ["b.png"]),
+        (["a/b.png", "a/c.png"], ["b.png", "c.png"]),
+        (["x/ship/1.png", "x/frog/1.png", "x/frog/2.png"], ["ship/1.png", "frog/1.png", "frog/2.png"]),
+        (["1.png", "a/1.png", "/a/1.png"], ["1.png", "a/1.png", "/a/1.png"]),
+        (["a/?.png", "a/?.png"], ["a/?.png", "a/?.png"]),  # two names that are printed alike
+    ],
+)
+def test_the_panel_tells_pictures_of_one_name_apart(names: list[str], short: list[str]) -> None:
+    assert retrieve.short_names(names) == short
+
+
+@pytest.mark.parametrize(
     ("words", "wrong"),
     [
         (["--query", "nowhere.png"], "nowhere.png: there is no such file"),
