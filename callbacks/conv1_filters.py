@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from callbacks.images import filter_grid, full_colour
+from callbacks.pure.filter_grid import filter_grid, full_colour
 from callbacks.writing import write_image, write_scalars
 
 

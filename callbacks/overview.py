@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from callbacks.at_epochs import evenly_spaced_images
+from callbacks.base import evenly_spaced_images
 from callbacks.writing import looking, write_text
 
 Layout = dict[str, dict[str, tuple[str, list[str]]]]

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from callbacks.checkpoint_io import damage
+from callbacks.checkpoints.files import damage
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

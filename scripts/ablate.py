@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from comparison import (
+from ablation.table import (
     BASELINE,
     CLAIMS,
     RULE,
@@ -44,9 +44,9 @@ from comparison import (
     write_comparison,
     write_text,
 )
-from one_line import OneLineParser, refuse
 from rich.console import Console
 from rich.table import Table
+from running.errors import OneLineParser, refuse
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FIT = Path(__file__).resolve().with_name("fit.py")
@@ -260,7 +260,7 @@ def finished(folder: Path) -> Path | None:
 def last_checkpoint(folder: Path, before_last: bool = False) -> Path | None:
     """What a run can go on from: its newest whole ``last.ckpt``, or with ``before_last`` the one that it replaced."""
     for version in reversed(versions(folder)):
-        from callbacks.checkpoint_io import DamagedCheckpointError, previous, sound_checkpoint
+        from callbacks.checkpoints.files import DamagedCheckpointError, previous, sound_checkpoint
 
         last = version / "checkpoints" / "last.ckpt"
         if before_last:

@@ -37,15 +37,15 @@ import torch
 import torch.nn.functional as F
 import yaml
 from lightning import Callback
-from memory import keep_memory
-from one_line import OneLineParser
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from running.errors import OneLineParser
+from running.memory import keep_memory
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from callbacks.knn import nearest_neighbours
+from callbacks.pure.knn import nearest_neighbours
 from datamodules import CIFAR10DataModule
 from datamodules.pca_lighting import RGBStatistics
 from lightning_modules import AlexNetClassifier, LocalResponseNorm

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cli import ExperimentCLI, check_checkpoint, nothing_left, one_line_errors, one_line_failures
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
-from summary import announce_data, batches_an_epoch, check_folders, check_run, report, summarise
+from running.cli import ExperimentCLI, check_checkpoint, nothing_left, one_line_errors, one_line_failures
+from running.report import announce_data, batches_an_epoch, check_folders, check_run, report, summarise
 
 from callbacks import (
     ActivationStats,

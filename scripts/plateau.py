@@ -22,21 +22,21 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from cli import one_line_errors
-from comparison import write_text
+from ablation.table import write_text
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from memory import keep_memory
-from one_line import OneLineParser
+from running.cli import one_line_errors
+from running.errors import OneLineParser
+from running.memory import keep_memory
 from tables import between
 from torch import Tensor
 
-from callbacks import activations
-from callbacks.activations import watching
+from callbacks import activation_stats
+from callbacks.activation_stats import watching
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
 
-LAYERS = (*activations.LAYERS, "fc8")
+LAYERS = (*activation_stats.LAYERS, "fc8")
 PLATEAU = math.log(10)
 LEFT = 0.05  # a mean loss this far below ln 10 over the epoch's last ten steps counts as having left
 ROOT = Path(__file__).resolve().parent.parent

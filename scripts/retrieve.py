@@ -26,18 +26,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from cli import check_checkpoint, checkpoint_settings, load_checkpoint, one_line_errors, whole_checkpoint
-from comparison import write_whole
-from one_line import OneLineParser, refuse
+from ablation.table import write_whole
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.table import Table
+from running.cli import check_checkpoint, checkpoint_settings, load_checkpoint, one_line_errors, whole_checkpoint
+from running.errors import OneLineParser, refuse
 from torch import Tensor
 from tqdm import tqdm
 
-from callbacks.checkpoint_io import CheckpointError, damage, sha256, sidecar, write_checkpoint
-from callbacks.images import retrieval_panel
-from callbacks.knn import nearest_neighbours
+from callbacks.checkpoints.files import CheckpointError, damage, sha256, sidecar, write_checkpoint
+from callbacks.pure.knn import nearest_neighbours
+from callbacks.pure.retrieval_panel import retrieval_panel
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import SIZE, RawBatch
 from lightning_modules import AlexNetClassifier

@@ -18,8 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from comparison import comparable, duration, markdown, percent, read_runs, read_summary, write_text
-from one_line import OneLineParser
+from ablation.table import comparable, duration, markdown, percent, read_runs, read_summary, write_text
+from running.errors import OneLineParser
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("data", "images", "epochs", "seed", "command", "seconds", "test_top1", "test_top5")

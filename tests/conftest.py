@@ -16,9 +16,6 @@ from datamodules import CIFAR10DataModule, shapes10
 # Small tensors are quickest on one thread, and two would wait for each other on a busy machine.
 torch.set_num_threads(1)
 
-# The smallest network there is: 24 pixels with stride 2 leave conv5's pool one pixel.
-TINY = {"image_size": 24, "conv1_stride": 2}
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the slow tests too")
@@ -64,7 +61,7 @@ def _imported() -> None:
 def fit(_imported: None, small_shapes: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run ``fit.py`` with the given words in this process, on small data unless they say otherwise; its exit status."""
 
-    import cli
+    from running import cli
 
     monkeypatch.setattr(cli, "keep_memory", lambda: False)  # for the whole process: the next test would inherit it
     every = cli.SUBCOMMANDS
@@ -118,9 +115,3 @@ def refused(fit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Call
         return line
 
     return run
-
-
-def load(path: Path) -> dict[str, torch.Tensor]:
-    """A checkpoint's weights."""
-    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
-    return weights

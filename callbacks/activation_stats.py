@@ -1,0 +1,128 @@
+"""ActivationStats: whether every layer is alive: dead ReLUs, and how large activations are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple, cast
+
+from lightning import LightningModule, Trainer
+from torch import Tensor, nn
+
+from callbacks.base import AtEpochs, evenly_spaced_images
+from callbacks.nearest_neighbours import Embeds
+from callbacks.writing import looking, write_scalars
+
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
+
+
+class LayerStats(NamedTuple):
+    """What a layer puts out on some images, after the activation function.
+
+    Attributes:
+        dead: The fraction of channels (of a fully connected layer: units) that are zero on every image at every
+            position, in ``[0, 1]``: with a ReLU, those that no image of these teaches any more.
+        scale: Root of the mean square over all activations.
+    """
+
+    dead: float
+    scale: float
+
+
+def layer_stats(activations: Tensor) -> LayerStats:
+    """Measure a layer's activations.
+
+    Args:
+        activations: ``(B, C, ...)`` float, after the activation function.
+    """
+    values = activations.detach().float()
+    alive = (values != 0).transpose(0, 1).flatten(1).any(1)  # (C,); NaN is alive, and shows in the scale
+    return LayerStats(1 - alive.float().mean().item(), values.square().mean().sqrt().item())
+
+
+@contextmanager
+def watching(network: nn.Module, layers: Sequence[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within the block, ``see(name, output)`` at every call of the layers, before the activation function.
+
+    Args:
+        network: Its layers are submodules of these names, called eagerly.
+        layers: Those that don't exist are left out.
+        see: Looks.
+    """
+    children = dict(network.named_children())
+    handles = [
+        children[name].register_forward_hook(lambda module, inputs, output, name=name: see(name, output))
+        for name in layers
+        if name in children
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def measure(network: nn.Module, run: Callable[[], Any], layers: Sequence[str] = LAYERS) -> dict[str, LayerStats]:
+    """Measure layers while something runs through the network.
+
+    Args:
+        network: Its layers are submodules of these names; ``act``, if it has one, is the activation function that
+            follows each, else it is taken for ReLU.
+        run: Runs images through the network, eagerly.
+        layers: Those that don't exist are left out.
+
+    Returns:
+        For each layer that was called; the newest call counts.
+    """
+    found: dict[str, LayerStats] = {}
+    act = getattr(network, "act", None)
+    tanh = isinstance(act, nn.Tanh)
+
+    def keep(name: str, output: Tensor) -> None:
+        # The layer's output, before an activation function that works in place: so it is applied to a copy.
+        found[name] = layer_stats(output.tanh() if tanh else output.relu())
+
+    with watching(network, layers, keep):
+        run()
+    return found
+
+
+class ActivationStats(AtEpochs):
+    """Log each layer's dead units and activation scale, on a fixed batch of validation images.
+
+    ``dead/conv1`` is the fraction of channels that are zero on all of these images, ``activation_scale/conv1`` the root
+    mean square; so for conv1 to conv5, fc6 and fc7, in evaluation mode (no dropout).
+
+    Args:
+        every_n_epochs: 1 measures before the first step and after every epoch; 0 only at the start and at the end.
+        num_images: The same in the whole run, spread evenly over the validation images.
+        enabled: False switches the callback off.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        TypeError: If model or DataModule lack what it needs (when fit begins).
+    """
+
+    of_datamodule: ClassVar[tuple[str, ...]] = ("query_dataloader",)
+    of_model: ClassVar[tuple[str, ...]] = ("embed",)
+
+    def __init__(self, every_n_epochs: int = 1, num_images: int = 64, enabled: bool = True) -> None:
+        super().__init__(every_n_epochs, enabled)
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        self.num_images = num_images
+
+    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        """Measure, and log."""
+        with looking(pl_module):
+            fetched = evenly_spaced_images(trainer, "val", self.num_images)
+            if fetched is None:
+                self.warn("no validation images to measure on.")
+                return
+            with trainer.precision_plugin.forward_context():  # the precision of training and validation
+                # embed() runs the layers themselves: a compiled network would pass by their hooks.
+                stats = measure(pl_module.get_submodule("net"), lambda: cast(Embeds, pl_module).embed(fetched[0]))
+        values = {f"dead/{name}": layer.dead for name, layer in stats.items()}
+        values |= {f"activation_scale/{name}": layer.scale for name, layer in stats.items()}
+        if values:
+            write_scalars(trainer, values)

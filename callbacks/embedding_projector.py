@@ -1,0 +1,80 @@
+"""EmbeddingProjector: fc7's features of a few hundred images, for TensorBoard's projector and as a map."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from callbacks.base import AtEpochs, HasImages, evenly_spaced_images
+from callbacks.nearest_neighbours import Embeds
+from callbacks.pure.embedding_map import SPRITE, embedding_map, principal_axes
+from callbacks.writing import looking, write_image
+
+_BATCH = 128
+
+
+class EmbeddingProjector(AtEpochs):
+    """Write fc7's features of some validation images, at the end of fit.
+
+    Every TensorBoard logger's projector tab gets them with their images as sprites and the names of their classes, as
+    ``fc7``; they are turned by :func:`principal_axes`, which leaves distances as they are. The same on two axes goes to
+    the images tab as ``embedding/val`` and to ``embedding/val_epoch_010.png`` in the run's folder.
+
+    Args:
+        every_n_epochs: 0 writes at the end of fit only; 5 also after every fifth epoch.
+        num_images: The same in the whole run, spread evenly over the validation images.
+        enabled: False switches the callback off.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        TypeError: If model or DataModule lack what it needs (when fit begins).
+
+    Source:
+        Krizhevsky et al. 2012, section 6.1: images are alike if their fc7 activations are near.
+    """
+
+    at_start: ClassVar[bool] = False
+    of_model: ClassVar[tuple[str, ...]] = ("embed",)
+
+    def __init__(self, every_n_epochs: int = 0, num_images: int = 300, enabled: bool = True) -> None:
+        super().__init__(every_n_epochs, enabled)
+        if num_images < 2:
+            raise ValueError(f"num_images must be at least 2, got {num_images}")
+        self.num_images = num_images
+
+    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        """Embed the images, and write."""
+        datamodule = cast(HasImages, cast(Any, trainer).datamodule)
+        with looking(pl_module):
+            fetched = evenly_spaced_images(trainer, "val", self.num_images)
+            if fetched is None:
+                self.warn("no validation images to embed.")
+                return
+            images, targets = fetched
+            with trainer.precision_plugin.forward_context():  # the precision of training and validation
+                features = [cast(Embeds, pl_module).embed(part).flatten(1).float() for part in images.split(_BATCH)]
+            rgb = datamodule.to_rgb(images.float())
+            sprites = F.interpolate(rgb, (SPRITE, SPRITE), mode="bilinear", antialias=True).clamp(0, 1).cpu()
+        embeddings = torch.cat(features).cpu()
+        if not bool(embeddings.isfinite().all()):
+            self.warn(f"features are NaN or infinite after epoch {epochs}: nothing shown.")
+            return
+        points = principal_axes(embeddings)
+        classes, names = targets.tolist(), datamodule.class_names
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment.add_embedding(
+                    points,
+                    metadata=[names[target] for target in classes],
+                    label_img=sprites,  # float in [0, 1]: uint8 would come out white
+                    global_step=trainer.global_step,
+                    tag="fc7",
+                )
+        flat = F.pad(points, (0, max(0, 2 - points.shape[1])))[:, :2]
+        title = f"val images after epoch {epochs}"
+        picture = embedding_map(flat, sprites, classes, names, title)
+        write_image(trainer, "embedding/val", f"embedding/val_epoch_{epochs:03d}.png", picture)

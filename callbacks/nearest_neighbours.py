@@ -1,0 +1,313 @@
+"""NearestNeighbours: which training images the network finds similar to an unseen one, the paper's Figure 4 (right).
+
+Two images are as similar as their fc7 features are near. The callback embeds the training images (the gallery) and
+the validation or test images (the queries), draws some queries with their neighbours, and logs how often neighbours
+share the query's class: a measure of the features that no classifier is needed for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from callbacks.base import evenly_spaced, trained_epochs
+from callbacks.pure.knn import NeighbourSearch, merge_neighbours, retrieval_precision
+from callbacks.pure.retrieval_panel import retrieval_panel
+from callbacks.writing import looking, write_image, write_scalars
+
+_ROWS_AT_A_TIME = 2048  # gallery features that are gathered before the search takes them: large products are fast
+
+
+class Embeds(Protocol):
+    """What the callback asks of the LightningModule."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images ``(B, 3, H, W)`` to features ``(B, D)``."""
+
+
+class HasGallery(Protocol):
+    """What the callback asks of the DataModule.
+
+    Its loaders give batches, of ``batch_size`` and in order, that ``trainer.strategy.batch_to_device`` makes into
+    model-ready images and int64 targets; their datasets' ``__getitems__(places)`` gives such a batch too.
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in the order of the labels."""
+
+    def gallery_dataloader(self) -> DataLoader[Any]:
+        """All training images, not augmented, in every process."""
+
+    def query_dataloader(self, stage: Literal["val", "test"]) -> DataLoader[Any]:
+        """The validation or test images, likewise."""
+
+    def to_rgb(self, images: Tensor) -> Tensor:
+        """Model-ready images ``(B, 3, H, W)`` to float RGB in ``[0, 1]``."""
+
+
+class Retrieved(NamedTuple):
+    """The neighbours of all queries.
+
+    Attributes:
+        distances: ``(Q, k)`` float32, ascending.
+        indices: ``(Q, k)`` int64 places in the gallery.
+        query_targets: ``(Q,)`` int64.
+        neighbour_targets: ``(Q, k)`` int64.
+    """
+
+    distances: Tensor
+    indices: Tensor
+    query_targets: Tensor
+    neighbour_targets: Tensor
+
+
+def spread_queries(targets: Sequence[int], count: int) -> list[int]:
+    """Choose which queries to show: the first image of classes spread evenly over all; more images a class if need be.
+
+    Args:
+        targets: The class of each query.
+        count: How many to choose.
+
+    Returns:
+        Places of at most ``count`` queries, in the order of their classes. The same for the same arguments.
+    """
+    places: dict[int, list[int]] = {}
+    for place, target in enumerate(targets):
+        places.setdefault(target, []).append(place)
+    chosen: list[int] = []
+    for turn in range(max(map(len, places.values()), default=0)):
+        row = [places[target][turn] for target in sorted(places) if turn < len(places[target])]
+        take = min(len(row), count - len(chosen))
+        chosen += [row[i * len(row) // take] for i in range(take)]
+    return sorted(chosen, key=lambda place: (targets[place], place))
+
+
+def retrieve(
+    trainer: Trainer, module: Embeds, gallery: DataLoader[Any], queries: Iterable[Any], k: int
+) -> Retrieved | None:
+    """Find the gallery images nearest to each query. To be called in every process, inside ``looking``.
+
+    Each process embeds every world-size-th batch of the gallery and keeps only the k nearest so far; then all agree on
+    the nearest of all. Every process embeds all queries: it needs them, and they are few beside the gallery.
+
+    Args:
+        trainer: Moves batches to the device and gathers from all processes.
+        module: Makes features of images.
+        gallery: At least k images, the same in every process.
+        queries: Batches, likewise; at least one image in all.
+        k: Neighbours for each query.
+
+    Returns:
+        The same in every process, and as one process alone would find it. None where a feature is NaN or infinite.
+    """
+    query_batches = [_embed(trainer, module, batch) for batch in queries]
+    features = torch.cat([batch[0] for batch in query_batches])
+    query_targets = torch.cat([batch[1] for batch in query_batches])
+    finite = bool(features.isfinite().all())
+    search = NeighbourSearch(features if finite else torch.zeros_like(features), k)
+
+    size = len(cast(Any, gallery.dataset))
+    gallery_targets = torch.zeros(size, dtype=torch.int64, device=features.device)
+    places = torch.arange(size, device=features.device).split(cast(int, gallery.batch_size))
+    waiting: list[tuple[Tensor, Tensor]] = []
+
+    def search_waiting() -> None:
+        if waiting:
+            search.add(torch.cat([rows for rows, _ in waiting]), torch.cat([place for _, place in waiting]))
+            waiting.clear()
+
+    shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+    batches = tqdm(gallery, desc="embedding the gallery", disable=None if shown else True, leave=False)
+    for number, batch in enumerate(batches):
+        if number % trainer.world_size != trainer.global_rank or not finite:
+            continue
+        rows, targets = _embed(trainer, module, batch)
+        finite = bool(rows.isfinite().all())
+        gallery_targets[places[number]] = targets
+        waiting.append((rows, places[number]))
+        if finite and sum(len(place) for _, place in waiting) >= _ROWS_AT_A_TIME:
+            search_waiting()
+    if not trainer.strategy.reduce_boolean_decision(finite, all=True):
+        return None
+    search_waiting()
+
+    squared, indices = (
+        # (processes, Q, k), or (Q, k) where there is one -> (Q, processes * k)
+        trainer.strategy.all_gather(found).view(-1, *found.shape).transpose(0, 1).flatten(1)
+        for found in (search.squared, search.indices)
+    )
+    squared, indices = merge_neighbours(squared, indices, k)
+    gallery_targets = trainer.strategy.all_gather(gallery_targets).view(-1, size).sum(0)  # each target came from one
+    return Retrieved(squared.sqrt().float(), indices, query_targets, gallery_targets[indices])
+
+
+def _embed(trainer: Trainer, module: Embeds, batch: Any) -> tuple[Tensor, Tensor]:
+    """Features ``(B, D)`` float32 and targets ``(B,)`` of a batch as its loader gave it."""
+    images, targets = trainer.strategy.batch_to_device(batch)
+    images = trainer.precision_plugin.convert_input(images)
+    with trainer.precision_plugin.forward_context():  # the precision of training and validation
+        features = module.embed(images)
+    return features.flatten(1).float(), targets
+
+
+class NearestNeighbours(Callback):
+    """Show the training images nearest to some queries, and log retrieval precision, at the end of fit and of test.
+
+    In ``fit`` the queries are the validation images, in ``test`` the test images. The image goes to every TensorBoard
+    logger as ``retrieval/val`` or ``retrieval/test`` and to ``retrieval/val_epoch_010.png`` in the run's folder, where
+    10 is the number of epochs that the network was trained for. ``val/retrieval_p5`` is the mean fraction of the 5
+    nearest training images that are of the query's class, over the queries.
+
+    Args:
+        every_n_epochs: 0 looks at the end of fit only; 5 also after every fifth epoch. Each time embeds all training
+            images, and the queries.
+        after_fit: False leaves out the look at the end of fit, where a test of the best checkpoint follows anyway.
+        max_queries: Images that are looked up, spread evenly over the validation or test images: 500 tell a precision
+            to 2 points. Fewer images are all looked up.
+        num_queries: Rows of the image, of classes spread over all. The same in the whole run.
+        k: Neighbours in a row, 6 in the paper. A gallery that is smaller shows what it has.
+        precision_at: For which numbers of neighbours precision is logged. A gallery that is smaller counts what it has.
+        enabled: False switches the callback off.
+
+    Attributes:
+        precision: The newest value of each metric, such as ``{"val/retrieval_p1": 0.31}``, in ``[0, 1]``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        TypeError: If there is no DataModule with a gallery (when fit or test begins).
+
+    Source:
+        Krizhevsky et al. 2012, section 6.1 and Figure 4, right.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 0,
+        after_fit: bool = True,
+        max_queries: int = 500,
+        num_queries: int = 5,
+        k: int = 6,
+        precision_at: Sequence[int] = (1, 5, 10),
+        enabled: bool = True,
+    ) -> None:
+        super().__init__()
+        if every_n_epochs < 0:
+            raise ValueError(f"every_n_epochs must be 0 (end only) or more, got {every_n_epochs}")
+        for name, value in {"max_queries": max_queries, "num_queries": num_queries, "k": k}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if any(value < 1 for value in precision_at):
+            raise ValueError(f"each precision_at must be at least 1, got {list(precision_at)}")
+        self.every_n_epochs = every_n_epochs
+        self.after_fit = after_fit
+        self.max_queries = max_queries
+        self.num_queries = num_queries
+        self.k = k
+        self.precision_at = tuple(precision_at)
+        self.enabled = enabled
+        self.precision: dict[str, float] = {}
+        self._looked: int | None = None  # step of the newest look in fit
+        self._loaded_epochs: int | None = None  # how long the checkpoint under test was trained
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out at once, not after hours of training, if something is missing."""
+        if not self.enabled or stage not in ("fit", "test"):
+            return
+        datamodule = getattr(trainer, "datamodule", None)
+        wanted = ("gallery_dataloader", "query_dataloader", "to_rgb", "class_names")
+        if datamodule is None or not all(hasattr(datamodule, name) for name in wanted):
+            raise TypeError(
+                f"NearestNeighbours needs a datamodule with {', '.join(wanted)}, got {type(datamodule).__name__}"
+            )
+        if not callable(getattr(pl_module, "embed", None)):
+            raise TypeError(f"NearestNeighbours needs a model with embed(images), got {type(pl_module).__name__}")
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember how many epochs a checkpoint was trained for."""
+        self._loaded_epochs = trained_epochs(checkpoint)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier run."""
+        self._looked = self._loaded_epochs = None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look if it is this epoch's turn."""
+        done = trainer.current_epoch + 1
+        if self.every_n_epochs and done % self.every_n_epochs == 0:
+            self._looked = trainer.global_step
+            self._look(trainer, pl_module, "val", done)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the trained network, unless the last epoch's turn just did."""
+        if self.after_fit and self._looked != trainer.global_step:
+            self._look(trainer, pl_module, "val", trainer.current_epoch)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the network under test."""
+        epochs = trainer.current_epoch if self._loaded_epochs is None else self._loaded_epochs
+        self._look(trainer, pl_module, "test", epochs)
+
+    def _look(self, trainer: Trainer, pl_module: LightningModule, stage: Literal["val", "test"], epochs: int) -> None:
+        if not self.enabled or getattr(trainer, "fast_dev_run", False):
+            return
+        datamodule = cast(HasGallery, getattr(trainer, "datamodule", None))
+        gallery, queries = datamodule.gallery_dataloader(), datamodule.query_dataloader(stage)
+        in_gallery, available = len(cast(Any, gallery.dataset)), len(cast(Any, queries.dataset))
+        if not in_gallery or not available:
+            rank_zero_warn(f"NearestNeighbours: no {stage} or no training images, so there is nothing to retrieve.")
+            return
+        with looking(pl_module):
+            k = min(max([self.k, *self.precision_at]), in_gallery)
+            places = evenly_spaced(available, self.max_queries)
+            size = cast(int, queries.batch_size)
+            parts = (places[i : i + size] for i in range(0, len(places), size))
+            batches = (cast(Any, queries.dataset).__getitems__(part) for part in parts)
+            found = retrieve(trainer, cast(Embeds, pl_module), gallery, batches, k)
+            if found is None:
+                rank_zero_warn(f"NearestNeighbours: features are NaN or infinite after epoch {epochs}: nothing shown.")
+                return
+            image = self._panel(
+                trainer, datamodule, gallery, queries, places, found, f"{stage} images after epoch {epochs}"
+            )
+        # Asked for 10 neighbours in a gallery of 7, it is the precision of the 7.
+        values = retrieval_precision(found.neighbour_targets, found.query_targets, range(1, k + 1))
+        precision = {f"{stage}/retrieval_p{n}": values[min(n, k)] for n in self.precision_at}
+        self.precision.update(precision)
+        write_scalars(trainer, precision)
+        write_image(trainer, f"retrieval/{stage}", f"retrieval/{stage}_epoch_{epochs:03d}.png", image)
+
+    def _panel(
+        self,
+        trainer: Trainer,
+        datamodule: HasGallery,
+        gallery: DataLoader[Any],
+        queries: DataLoader[Any],
+        places: list[int],
+        found: Retrieved,
+        title: str,
+    ) -> Tensor:
+        query_targets = found.query_targets.tolist()
+        rows = spread_queries(query_targets, self.num_queries)
+        indices = found.indices[rows, : self.k]
+
+        def images(loader: DataLoader[Any], places: list[int]) -> Tensor:
+            inputs, _ = trainer.strategy.batch_to_device(cast(Any, loader.dataset).__getitems__(places))
+            return datamodule.to_rgb(inputs).float().cpu()
+
+        return retrieval_panel(
+            images(queries, [places[row] for row in rows]),
+            images(gallery, indices.flatten().tolist()).unflatten(0, indices.shape),
+            [query_targets[row] for row in rows],
+            found.neighbour_targets[rows, : self.k].tolist(),
+            found.distances[rows, : self.k].tolist(),
+            datamodule.class_names,
+            title,
+        )

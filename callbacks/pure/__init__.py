@@ -1,0 +1,1 @@
+"""What callbacks show and measure, as functions of tensors: no Lightning."""

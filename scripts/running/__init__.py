@@ -1,0 +1,1 @@
+"""What surrounds a run of ``fit.py``: its command line, checks, checkpoint, report and errors."""

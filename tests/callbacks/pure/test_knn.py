@@ -1,0 +1,276 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from callbacks.pure.knn import NeighbourSearch, merge_neighbours, nearest_neighbours, retrieval_precision
+
+
+def brute_force(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The definition, in float64: every difference, a stable sort, so that ties go to the lower index."""
+    squared = torch.stack([(gallery.double() - query.double()).square().sum(1) for query in queries])
+    distances, indices = squared.sqrt().sort(dim=1, stable=True)
+    return distances[:, :k], indices[:, :k]
+
+
+def features(n: int, d: int, seed: int = 0) -> Tensor:
+    """Like fc7's: correlated, not negative, many zeros."""
+    g = torch.Generator().manual_seed(seed)
+    return (torch.randn(n, 12, generator=g) @ torch.randn(12, d, generator=torch.Generator().manual_seed(99))).relu()
+
+
+@pytest.mark.parametrize(
+    ("queries", "gallery", "d", "k", "chunk_bytes"),
+    [
+        (7, 300, 33, 1, 256 * 2**20),
+        (7, 300, 33, 1, 1),  # one row at a time
+        (40, 3001, 64, 10, 256 * 2**20),
+        (40, 3001, 64, 10, 100_000),
+        (3, 5, 4, 5, 256 * 2**20),
+    ],
+)
+def test_agrees_with_brute_force(queries: int, gallery: int, d: int, k: int, chunk_bytes: int):
+    q, g = features(queries, d, seed=1), features(gallery, d, seed=2)
+    distances, indices = nearest_neighbours(q, g, k, chunk_bytes)
+    want_distances, want_indices = brute_force(q, g, k)
+    assert torch.equal(indices, want_indices)
+    assert indices.dtype == torch.int64
+    assert distances.dtype == torch.float32
+    torch.testing.assert_close(distances.double(), want_distances, rtol=1e-6, atol=0)
+    cdist = torch.cdist(q.double(), g.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(distances.double(), cdist.gather(1, indices), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e5])
+def test_cancellation_does_not_change_neighbours(offset: float):
+    """Distances of order 1 between vectors of length 1e5: |q|^2 - 2qg + |g|^2 in float32 alone finds something else."""
+    q, g = features(50, 256, seed=1) * 0.01 + offset, features(2000, 256, seed=2) * 0.01 + offset
+    want_distances, want_indices = brute_force(q, g, 8)
+    distances, indices = nearest_neighbours(q, g, 8)
+    assert torch.equal(indices, want_indices)
+    torch.testing.assert_close(distances.double(), want_distances, rtol=1e-6, atol=0)
+    if offset:
+        expanded = q.square().sum(1, keepdim=True) - 2 * q @ g.T + g.square().sum(1)
+        assert not torch.equal(expanded.topk(8, largest=False).indices, want_indices)
+
+
+def test_far_tight_clusters():
+    """No common origin helps here: within each of the far clusters rounding is larger than all distances."""
+    g = torch.Generator().manual_seed(0)
+    centres = 1e3 * torch.randn(4, 32, generator=g)
+    gallery = (centres[:, None] + 1e-3 * torch.randn(4, 100, 32, generator=g)).flatten(0, 1)
+    queries = centres + 1e-3 * torch.randn(4, 32, generator=g)
+    assert torch.equal(nearest_neighbours(queries, gallery, 10)[1], brute_force(queries, gallery, 10)[1])
+
+
+@pytest.mark.parametrize("chunk_bytes", [20_000, 256 * 2**20])
+def test_duplicates_have_distance_zero_and_ties_go_to_the_lower_index(chunk_bytes: int):
+    base = features(50, 40, seed=3)
+    gallery = base.repeat(9, 1)  # each row nine times, 50 apart
+    distances, indices = nearest_neighbours(base, gallery, 12, chunk_bytes)
+    assert torch.equal(distances[:, :9], torch.zeros(50, 9))
+    assert bool((distances[:, 9:] > 0).all())
+    assert torch.equal(indices[:, :9], torch.arange(50)[:, None] + 50 * torch.arange(9))
+    ties = brute_force(base, gallery, 12)
+    assert torch.equal(indices, ties[1])
+
+
+def test_a_dead_network_is_quick_and_deterministic():
+    """All features equal: every pair ties. Measuring all of them exactly would be the whole work of brute force."""
+    measured = 0
+    original = NeighbourSearch._measure
+
+    def counting(self: NeighbourSearch, row: Tensor, *rest: Tensor) -> None:
+        nonlocal measured
+        measured += len(row)
+        original(self, row, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NeighbourSearch, "_measure", counting)
+        distances, indices = nearest_neighbours(torch.full((30, 64), 0.3), torch.full((20_000, 64), 0.3), 5)
+    assert torch.equal(indices, torch.arange(5).expand(30, 5))
+    assert torch.equal(distances, torch.zeros(30, 5))
+    assert measured <= 30 * 100
+
+
+def test_few_pairs_are_measured_exactly():
+    measured = 0
+    original = NeighbourSearch._measure
+
+    def counting(self: NeighbourSearch, row: Tensor, *rest: Tensor) -> None:
+        nonlocal measured
+        measured += len(row)
+        original(self, row, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NeighbourSearch, "_measure", counting)
+        nearest_neighbours(features(100, 128, seed=1), features(5000, 128, seed=2), 10)
+    assert 100 * 10 <= measured <= 100 * 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32])
+def test_lesser_dtypes_are_computed_in_float32(dtype: torch.dtype):
+    q, g = (features(5, 300, seed=1) * 20).to(dtype), (features(400, 300, seed=2) * 20).to(dtype)
+    distances, indices = nearest_neighbours(q, g, 4)
+    want_distances, want_indices = brute_force(q, g, 4)
+    assert torch.equal(indices, want_indices)
+    assert distances.dtype == torch.float32
+    torch.testing.assert_close(distances.double(), want_distances, rtol=1e-6, atol=0)
+
+
+def test_float64_stays_float64():
+    """Two gallery rows that float32 can't tell apart."""
+    q = torch.zeros(1, 3, dtype=torch.float64)
+    g = torch.tensor([[1 + 1e-12, 0, 0], [1, 0, 0]], dtype=torch.float64)
+    distances, indices = nearest_neighbours(q, g, 2)
+    assert indices.tolist() == [[1, 0]]
+    assert distances.dtype == torch.float64
+    assert distances[0, 0] < distances[0, 1]
+
+
+def tight_clusters() -> tuple[Tensor, Tensor]:
+    """Distances within a cluster are so near each other that products of bfloat16 numbers confuse them."""
+    noise = torch.Generator().manual_seed(0)
+    q = torch.randn(30, 128, generator=noise)
+    return q, q.repeat(60, 1) + 0.02 * torch.randn(1800, 128, generator=noise)
+
+
+def test_autocast_does_not_coarsen():
+    q, g = tight_clusters()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        indices = nearest_neighbours(q, g, 6)[1]
+    assert torch.equal(indices, brute_force(q, g, 6)[1])
+
+
+def test_a_gpu_that_multiplies_in_bfloat16_finds_the_same(monkeypatch: pytest.MonkeyPatch):
+    """What ``set_float32_matmul_precision("medium")`` does there, done by hand, as a CPU may ignore it."""
+    q, g = tight_clusters()
+    real = torch.addmm
+
+    def coarse(c: Tensor, a: Tensor, b: Tensor, **options: Any) -> Tensor:
+        return real(c, a.bfloat16().float(), b.bfloat16().float(), **options)
+
+    monkeypatch.setattr(torch, "addmm", coarse)
+    assert not torch.equal(nearest_neighbours(q, g, 6)[1], brute_force(q, g, 6)[1]), "the emulation has no effect"
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        indices = nearest_neighbours(q, g, 6)[1]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(indices, brute_force(q, g, 6)[1])
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, Tensor)}
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in given:  # a view takes nothing
+                self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
+        return out
+
+
+def test_memory_is_bounded():
+    q, g = features(400, 64, seed=1), features(6000, 64, seed=2)
+    budget = 2**20  # all distances would take 9.6 MB, the gallery is 1.5 MB
+    with Largest() as largest:
+        indices = nearest_neighbours(q, g, 5, chunk_bytes=budget)[1]
+    assert 0 < largest.bytes <= budget
+    with Largest() as whole:
+        assert torch.equal(nearest_neighbours(q, g, 5)[1], indices)
+    assert whole.bytes > budget  # the measure would notice
+
+
+def test_a_gallery_in_blocks_gives_what_the_whole_one_gives():
+    q, g = features(20, 48, seed=1), features(1000, 48, seed=2).repeat(2, 1)
+    search = NeighbourSearch(q, 7)
+    for block, numbers in zip(g.split(130), torch.arange(2000).split(130), strict=True):
+        search.add(block, numbers)
+    distances, indices = nearest_neighbours(q, g, 7)
+    assert torch.equal(search.indices, indices)
+    assert torch.equal(search.distances, distances)
+
+
+def test_blocks_smaller_than_k():
+    search = NeighbourSearch(torch.zeros(1, 1), 3)
+    search.add(torch.tensor([[5.0], [4.0]]), torch.tensor([0, 1]))
+    assert search.indices.tolist() == [[1, 0, -1]]
+    assert search.squared.tolist() == [[16, 25, float("inf")]]
+    search.add(torch.tensor([[1.0], [4.0]]), torch.tensor([4, 9]))
+    assert search.indices.tolist() == [[4, 1, 9]]
+
+
+def test_two_shares_merge_to_the_whole():
+    """As two processes do it: every other block each, and ties across the shares."""
+    q, g = features(10, 30, seed=1), features(60, 30, seed=2).repeat(3, 1)
+    shares = [NeighbourSearch(q, 8), NeighbourSearch(q, 8)]
+    for number, (block, places) in enumerate(zip(g.split(7), torch.arange(180).split(7), strict=True)):
+        shares[number % 2].add(block, places)
+    squared, indices = (
+        torch.cat([getattr(share, name) for share in reversed(shares)], 1) for name in ("squared", "indices")
+    )
+    squared, indices = merge_neighbours(squared, indices, 8)
+    assert torch.equal(indices, brute_force(q, g, 8)[1])
+    torch.testing.assert_close(squared.sqrt(), brute_force(q, g, 8)[0])
+
+
+def test_arguments_stay_as_they_were_and_carry_no_gradient():
+    q, g = features(6, 20, seed=1).requires_grad_(), features(90, 20, seed=2)
+    before = q.detach().clone(), g.clone()
+    state = torch.get_rng_state()
+    distances, _ = nearest_neighbours(q, g, 3)
+    assert not distances.requires_grad
+    assert torch.equal(q, before[0])
+    assert torch.equal(g, before[1])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_no_queries():
+    distances, indices = nearest_neighbours(torch.zeros(0, 4), torch.zeros(9, 4), 2)
+    assert distances.shape == indices.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("queries", "gallery", "k", "message"),
+    [
+        (torch.zeros(2, 3), torch.zeros(4, 5), 1, "like the queries"),
+        (torch.zeros(3), torch.zeros(4, 3), 1, "queries must be"),
+        (torch.zeros(2, 3), torch.zeros(3), 1, "gallery must be"),
+        (torch.zeros(2, 3), torch.zeros(4, 3), 0, "got 0"),
+        (torch.zeros(2, 3), torch.zeros(4, 3), 5, "got 5"),
+        (torch.tensor([[1.0, float("nan")]]), torch.zeros(4, 2), 1, "queries hold"),
+        (torch.zeros(1, 2), torch.tensor([[0.0, 1.0], [float("nan"), 0.0]]), 1, "gallery hold"),
+        (torch.zeros(1, 2), torch.tensor([[0.0, 1.0], [float("inf"), 0.0]]), 1, "gallery hold"),
+    ],
+)
+def test_bad_arguments(queries: Tensor, gallery: Tensor, k: int, message: str):
+    with pytest.raises(ValueError, match=message):
+        nearest_neighbours(queries, gallery, k)
+
+
+def test_blocks_must_ascend():
+    search = NeighbourSearch(torch.zeros(1, 2), 1)
+    search.add(torch.zeros(2, 2), torch.tensor([3, 4]))
+    for numbers in ([4, 5], [6, 5]):
+        with pytest.raises(ValueError, match="ascend"):
+            search.add(torch.zeros(2, 2), torch.tensor(numbers))
+
+
+def test_precision():
+    neighbours = torch.tensor([[1, 1, 0, 2], [2, 0, 0, 0]])
+    precision = retrieval_precision(neighbours, torch.tensor([1, 0]), [1, 2, 4])
+    assert precision == {1: 0.5, 2: (1 + 0.5) / 2, 4: (0.5 + 0.75) / 2}
+    for k in (0, 5):
+        with pytest.raises(ValueError, match="between 1 and the 4"):
+            retrieval_precision(neighbours, torch.tensor([1, 0]), [k])
+    with pytest.raises(ValueError, match="query_targets"):
+        retrieval_precision(neighbours, torch.tensor([1]), [1])

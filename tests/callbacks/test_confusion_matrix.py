@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.small_net import SmallNet, events, run, trainer_for
+from lightning import LightningModule
+from torch import Tensor
+
+from callbacks import ConfusionMatrix
+from callbacks import confusion_matrix as confusion_matrix_module
+from callbacks.pure.canvas import RIGHT, WRONG
+from callbacks.pure.confusion_panel import (
+    CELL_HEIGHT,
+    CELL_WIDTH,
+    MATRIX_LEFT,
+    MATRIX_TOP,
+    PAIR_LEFT,
+    PAIRS_GAP,
+    Pair,
+    class_accuracies,
+    confusion_panel,
+    confusion_text,
+    most_confused,
+)
+from datamodules import CIFAR10DataModule
+
+COUNTS = torch.tensor([[4, 1, 0], [3, 2, 0], [3, 0, 7]])
+NAMES = ["ant", "bee", "c|w"]
+
+
+def brute_force(targets: Tensor, predicted: Tensor) -> np.ndarray:
+    counts = np.zeros((10, 10), dtype=np.int64)
+    for target, prediction in zip(targets.tolist(), predicted.tolist(), strict=True):
+        counts[target][prediction] += 1
+    return counts
+
+
+def test_most_confused_and_accuracies() -> None:
+    assert most_confused(COUNTS, 2) == [Pair(1, 0, 3), Pair(2, 0, 3)]
+    assert most_confused(COUNTS, 9) == [Pair(1, 0, 3), Pair(2, 0, 3), Pair(0, 1, 1)]
+    assert most_confused(torch.eye(3, dtype=torch.int64), 3) == []
+    assert COUNTS[0, 0] == 4  # untouched
+    assert class_accuracies(COUNTS) == [0.8, 0.4, 0.7]
+    assert class_accuracies(torch.tensor([[0, 0], [1, 3]])) == [None, 0.75]
+
+
+def test_the_picture() -> None:
+    white, red = torch.ones(3, 8, 8), torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 8, 8)
+    panel = confusion_panel(COUNTS, NAMES, {Pair(1, 0, 3): [white, red]})
+
+    def corner(i: int, j: int) -> list[int]:  # of a cell, away from its number
+        return panel[:, MATRIX_TOP + i * CELL_HEIGHT + 2, MATRIX_LEFT + j * CELL_WIDTH + 2].tolist()
+
+    for i in range(3):
+        for j in range(3):
+            part = float(COUNTS[i, j] / COUNTS[i].sum())
+            part, colour = (part, RIGHT) if i == j else (min(1, 2 * part), WRONG)
+            assert corner(i, j) == pytest.approx([255 + part * (c - 255) for c in colour], abs=0.51)
+    y, x = MATRIX_TOP + 3 * CELL_HEIGHT + PAIRS_GAP + 50, PAIR_LEFT + 50
+    assert panel[:, y, x].tolist() == [255, 255, 255]
+    assert panel[:, y, x + 124].tolist() == [255, 0, 0]
+    with pytest.raises(ValueError, match=r"counts must be \(2, 2\), got \(3, 3\)"):
+        confusion_panel(COUNTS, NAMES[:2])
+
+
+def test_the_text() -> None:
+    text = confusion_text(COUNTS, NAMES, most_confused(COUNTS, 1), "title")
+    assert text == "\n".join(
+        [
+            "**title**",
+            "",
+            "| class | images | right | accuracy |",
+            "|---|--:|--:|--:|",
+            "| ant | 5 | 4 | 80.0 % |",
+            "| bee | 5 | 2 | 40.0 % |",
+            r"| c\|w | 10 | 7 | 70.0 % |",
+            "| all | 20 | 13 | 65.0 % |",
+            "",
+            "Most confused:",
+            "",
+            "- bee taken for ant: 3 of 5",
+            "",
+            r"| is \ said | ant | bee | c\|w |",
+            "|---|--:|--:|--:|",
+            "| ant | 4 | 1 | 0 |",
+            "| bee | 3 | 2 | 0 |",
+            r"| c\|w | 3 | 0 | 7 |",
+        ]
+    )
+
+
+def test_it_counts_what_validation_and_test_predict(
+    tmp_path: Path, datamodule: CIFAR10DataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[dict[Pair, list[Tensor]]] = []
+
+    def listening(counts: Any, names: Any, examples: Any, title: str) -> Tensor:
+        shown.append(examples)
+        return confusion_panel(counts, names, examples, title)
+
+    monkeypatch.setattr(confusion_matrix_module, "confusion_panel", listening)
+    callback = ConfusionMatrix(pairs=4, examples=2)
+    model, trainer = run(tmp_path, datamodule, callback)
+    kept = [("val", callback.counts, shown[-1])]
+    trainer.test(model, datamodule, verbose=False)
+    kept.append(("test", callback.counts, shown[-1]))
+    log = events(tmp_path)
+    for stage, counts, examples in kept:
+        raw, targets = datamodule.images_in("train" if stage == "val" else "test")
+        places = datamodule.split.val if stage == "val" else torch.arange(60)
+        inputs, targets = datamodule._to_input(raw[places]), targets[places]
+        with torch.no_grad():
+            probabilities = model.eval().net(inputs).softmax(1)
+        predicted = probabilities.argmax(1)
+        want = brute_force(targets, predicted)
+        np.testing.assert_array_equal(counts, want)
+        assert 0 < want.trace() < want.sum()
+
+        thumbs = torch.nn.functional.interpolate(datamodule.to_rgb(inputs), (32, 32), mode="bilinear")
+        assert list(examples) == most_confused(torch.from_numpy(want), 4)
+        for pair, images in examples.items():
+            wrong = [i for i in range(len(targets)) if (targets[i], predicted[i]) == (pair.target, pair.predicted)]
+            assert len(wrong) == pair.times
+            surest = sorted(wrong, key=lambda i: -probabilities[i, pair.predicted])[:2]
+            assert len(images) == len(surest)
+            for image, i in zip(images, surest, strict=True):
+                differences = (thumbs - image).abs().flatten(1).amax(1)
+                assert int(differences.argmin()) == i
+                assert differences[i] < 1 / 255
+
+        text = confusion_text(
+            counts,
+            datamodule.class_names,
+            most_confused(counts, 4),
+            f"{stage} images after epoch 2: {want.trace()} of {want.sum()} right, "
+            f"{100 * want.trace() / want.sum():.2f} %",
+        )
+        assert (tmp_path / f"confusion/{stage}_epoch_002.md").read_text() == text + "\n"
+        assert log.Tensors(f"confusion/{stage}/text_summary")[-1].tensor_proto.string_val[0].decode() == text
+
+
+def test_a_validation_run_of_its_own_is_drawn(tmp_path: Path, datamodule: CIFAR10DataModule) -> None:
+    trainer_for(tmp_path, ConfusionMatrix(every_n_epochs=0)).validate(SmallNet(), datamodule, verbose=False)
+    assert [path.name for path in sorted(tmp_path.glob("confusion/*"))] == ["val_epoch_000.md", "val_epoch_000.png"]
+
+
+def test_epochs_without_validation_are_not_drawn_again(tmp_path: Path, datamodule: CIFAR10DataModule) -> None:
+    run(tmp_path, datamodule, ConfusionMatrix(), epochs=5, check_val_every_n_epoch=2)
+    assert [path.name for path in sorted(tmp_path.glob("confusion/*.png"))] == [
+        "val_epoch_002.png",
+        "val_epoch_004.png",
+    ]
+
+
+def test_a_perfect_network_and_no_examples(tmp_path: Path, datamodule: CIFAR10DataModule) -> None:
+    class Oracle(SmallNet):
+        def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+            return {"log_probabilities": torch.nn.functional.one_hot(batch[1], 10).float().log()}
+
+    callback = ConfusionMatrix()
+    trainer_for(tmp_path, callback).test(Oracle(), datamodule, verbose=False)
+    assert callback.counts is not None
+    assert torch.equal(callback.counts, 6 * torch.eye(10, dtype=torch.int64))
+    run(tmp_path, datamodule, ConfusionMatrix(examples=0), epochs=1)
+    run(tmp_path, datamodule, ConfusionMatrix(pairs=0), epochs=1)
+
+
+def test_bad_arguments_and_a_silent_model(tmp_path: Path, datamodule: CIFAR10DataModule) -> None:
+    for name in ("pairs", "examples"):
+        with pytest.raises(ValueError, match=f"{name} must be 0.*got -1"):
+            ConfusionMatrix(**{name: -1})
+
+    class Silent(SmallNet):
+        def test_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+            pass
+
+    model: LightningModule = Silent()
+    with pytest.raises(TypeError, match="log_probabilities, got NoneType from Silent"):
+        trainer_for(tmp_path, ConfusionMatrix()).test(model, datamodule, verbose=False)

@@ -1,0 +1,171 @@
+"""What holds for every callback that only looks: whatever the logger, training stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.small_net import SmallNet, events, run, trainer_for
+from lightning import Callback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from callbacks import (
+    ActivationStats,
+    ConfusionMatrix,
+    Conv1Filters,
+    EmbeddingProjector,
+    NearestNeighbours,
+    Overview,
+    Predictions,
+    TrainingHealth,
+)
+from datamodules import CIFAR10DataModule
+
+ALL: dict[str, Callable[..., Callback]] = {
+    "activations": ActivationStats,
+    "confusion": ConfusionMatrix,
+    "conv1": Conv1Filters,
+    "health": TrainingHealth,
+    "neighbours": NearestNeighbours,
+    "overview": Overview,
+    "predictions": Predictions,
+    "projector": EmbeddingProjector,
+}
+# The folder each draws into, and the epochs it draws after: before the first step, after each of two, or at the end.
+PICTURES = {
+    "confusion": ("confusion/val_epoch_", [1, 2]),
+    "conv1": ("conv1_filters/epoch_", [0, 1, 2]),
+    "neighbours": ("retrieval/val_epoch_", [2]),
+    "predictions": ("predictions/val_epoch_", [0, 1, 2]),
+    "projector": ("embedding/val_epoch_", [2]),
+}
+SCALARS = {
+    "activations": {f"{kind}/{layer}" for kind in ("dead", "activation_scale") for layer in ("conv1", "conv2", "fc7")},
+    "conv1": {"filters/moved_mean", "filters/moved_max"},
+    "health": {
+        "train/lr",
+        "health/gradient_norm",
+        "health/images_per_second",
+        "health/epoch_seconds",
+        "health/memory_gib",
+    },
+    "neighbours": {f"val/retrieval_p{n}" for n in (1, 5, 10)},
+    "overview": {"hp/val_top1"},
+}
+OTHERS = {"epoch", "val/top1"}
+
+
+def pictures(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png") if path.name != "sprite.png")
+
+
+def expected(name: str) -> list[str]:
+    start, epochs = PICTURES.get(name, ("", []))
+    return [f"{start}{epoch:03d}.png" for epoch in epochs]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_written_and_that_training_is_the_same(
+    tmp_path: Path, datamodule: CIFAR10DataModule, name: str
+) -> None:
+    plain, _ = run(tmp_path / "plain", datamodule)
+    watched, trainer = run(tmp_path / "watched", datamodule, ALL[name]())
+    assert len(watched.losses) == 8
+    assert torch.equal(torch.stack(watched.losses), torch.stack(plain.losses))
+    assert all(torch.equal(a, b) for a, b in zip(watched.parameters(), plain.parameters(), strict=True))
+    assert watched.modes == [True] * 8
+    assert pictures(tmp_path / "watched") == expected(name)
+    log = events(tmp_path / "watched")
+    assert set(log.Tags()["scalars"]) == SCALARS.get(name, set()) | OTHERS
+    tags = log.Tags()["images"]
+    assert len(tags) == (name in PICTURES)
+    for tag in tags:
+        assert [e.step for e in log.Images(tag)] == [4 * epoch for epoch in PICTURES[name][1]]
+
+    trainer.test(watched, datamodule, verbose=False)
+    tested = {"confusion", "neighbours", "predictions"}
+    after = [path for path in pictures(tmp_path / "watched") if "test_epoch_002" in path]
+    assert len(after) == (name in tested)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_whatever_the_logger(tmp_path: Path, datamodule: CIFAR10DataModule, name: str) -> None:
+    run(tmp_path / "none", datamodule, ALL[name](), logger=False)
+    assert pictures(tmp_path / "none") == expected(name)
+
+    _, trainer = run(tmp_path, datamodule, ALL[name](), logger=CSVLogger(str(tmp_path / "csv"), name="run"))
+    assert pictures(Path(str(trainer.log_dir))) == expected(name)
+    header = (tmp_path / "csv/run/version_0/metrics.csv").read_text().splitlines()[0].split(",")
+    assert SCALARS.get(name, set()) - {"hp/val_top1"} <= set(header)
+
+    folders = [tmp_path / "a", tmp_path / "b"]
+    loggers: list[Any] = [
+        TensorBoardLogger(str(folder), name="", version="", default_hp_metric=False) for folder in folders
+    ]
+    run(tmp_path, datamodule, ALL[name](), logger=[loggers[0], CSVLogger(str(tmp_path / "c")), loggers[1]])
+    tags = [events(folder).Tags() for folder in folders]
+    assert tags[0] == tags[1]
+    assert set(tags[0]["scalars"]) == SCALARS.get(name, set()) | OTHERS
+    assert [pictures(folder) for folder in folders] == [expected(name), []]  # the run's folder is the first logger's
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_switched_off_fast_dev_run_and_sanity_check(tmp_path: Path, datamodule: CIFAR10DataModule, name: str) -> None:
+    run(tmp_path / "off", datamodule, ALL[name](enabled=False))
+    run(tmp_path / "dev", datamodule, ALL[name](), fast_dev_run=True)
+    assert not pictures(tmp_path)
+    tags = events(tmp_path / "off").Tags()
+    assert set(tags["scalars"]) == OTHERS
+    assert not tags["images"]
+    assert not tags["tensors"]
+
+    run(tmp_path / "sane", datamodule, ALL[name](), num_sanity_val_steps=2, max_steps=1, limit_val_batches=0)
+    log = events(tmp_path / "sane")
+    assert not any(tag.startswith(("confusion", "hp/")) for kind in ("scalars", "images") for tag in log.Tags()[kind])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_validation_images(tmp_path: Path, small_shapes: None, name: str) -> None:
+    data = CIFAR10DataModule(source="shapes10", subset_size=20, val_size=0, batch_size=10, image_size=24)
+    model, _ = run(tmp_path, data, ALL[name](), epochs=1)
+    assert len(model.losses) == 2
+
+
+def test_ten_crops(tmp_path: Path, small_shapes: None) -> None:
+    data = CIFAR10DataModule(
+        source="shapes10", subset_size=20, val_size=10, batch_size=10, image_size=24, test_crops=10
+    )
+    torch.manual_seed(0)
+    callbacks = [make() for make in ALL.values()]
+    trainer_for(tmp_path, *callbacks).test(SmallNet(), data, verbose=False)
+    assert len(pictures(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("name", sorted(set(PICTURES) - {"neighbours"} | {"activations"}))
+def test_every_n_epochs(tmp_path: Path, datamodule: CIFAR10DataModule, name: str) -> None:
+    run(tmp_path, datamodule, ALL[name](every_n_epochs=2), epochs=3)
+    first = [0] if name in ("conv1", "predictions", "activations") else []
+    if name == "activations":
+        assert [e.step for e in events(tmp_path).Scalars("dead/conv1")] == [0, 8, 12]
+    else:
+        assert pictures(tmp_path) == [f"{PICTURES[name][0]}{epoch:03d}.png" for epoch in [*first, 2, 3]]
+    with pytest.raises(ValueError, match="every_n_epochs must be 0.*got -1"):
+        ALL[name](every_n_epochs=-1)
+
+
+def test_what_is_missing_shows_before_training(tmp_path: Path, datamodule: CIFAR10DataModule) -> None:
+    class Mute(SmallNet):
+        embed = log_probabilities = None  # type: ignore[assignment]
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise AssertionError("trained")
+
+    for callback in (ActivationStats(), EmbeddingProjector(), Predictions()):
+        with pytest.raises(TypeError, match=f"{type(callback).__name__} needs a model with .*, got Mute"):
+            trainer_for(tmp_path, callback).fit(Mute(), datamodule)
+    for callback in (ConfusionMatrix(), EmbeddingProjector(), Predictions(), ActivationStats()):
+        with pytest.raises(TypeError, match=f"{type(callback).__name__} needs a datamodule with .*, got NoneType"):
+            trainer_for(tmp_path, callback).fit(SmallNet(), datamodule.train_dataloader())

@@ -1,0 +1,443 @@
+from __future__ import annotations
+
+import csv
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from callbacks import NearestNeighbours, nearest_neighbours
+from callbacks.nearest_neighbours import spread_queries
+from callbacks.pure.retrieval_panel import retrieval_panel
+
+STEPS = 3  # in an epoch
+
+
+class Pictures(Dataset[Any]):
+    """Noise on a colour of the class; fetched a whole batch at a time, as uint8."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        g = torch.Generator().manual_seed(seed)
+        self.targets = torch.randint(0, 4, (count,), generator=g)
+        colours = torch.randint(60, 196, (4, 3, 1, 1), generator=torch.Generator().manual_seed(7))
+        self.images = (colours[self.targets] + torch.randint(-59, 59, (count, 3, 6, 6), generator=g)).to(torch.uint8)
+        self.fetched: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitems__(self, places: list[int]) -> tuple[Tensor, Tensor]:
+        self.fetched.append(list(places))
+        return self.images[places], self.targets[places]
+
+
+class Data(LightningDataModule):
+    class_names = ("ant", "bee", "cow", "dog")
+
+    def __init__(self, train: int = 45, val: int = 20, test: int = 24) -> None:
+        super().__init__()
+        self.sets = {"train": Pictures(train, 1), "val": Pictures(val, 2), "test": Pictures(test, 3)}
+
+    def loader(self, name: str, shuffle: bool = False) -> DataLoader[Any]:
+        return DataLoader(self.sets[name], batch_size=7, shuffle=shuffle, collate_fn=lambda batch: batch)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.loader("train", shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return self.loader("val") if len(self.sets["val"]) else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self.loader("test")
+
+    def gallery_dataloader(self) -> DataLoader[Any]:
+        return self.loader("train")
+
+    def query_dataloader(self, stage: str) -> DataLoader[Any]:
+        return self.loader(stage)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0].float() / 128 - 1, batch[1]
+
+    def to_rgb(self, images: Tensor) -> Tensor:
+        return (images + 1) * 128 / 255
+
+
+class Net(LightningModule):
+    """Dropout's masks betray a random number drawn elsewhere; one part stays in evaluation mode throughout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(108, 16), nn.ReLU(), nn.Dropout(0.5))
+        self.frozen = nn.Dropout(0.5)
+        self.out = nn.Linear(16, 4)
+        self.losses: list[Tensor] = []
+        self.embedded: list[tuple[bool, bool]] = []
+        self.poison: float | None = None
+
+    def embed(self, images: Tensor) -> Tensor:
+        self.embedded.append((self.hidden[3].training, torch.is_grad_enabled()))
+        features = self.frozen(self.hidden(images))
+        return features if self.poison is None else features * self.poison
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        assert self.hidden[3].training
+        assert not self.frozen.training
+        loss = nn.functional.cross_entropy(self.out(self.frozen(self.hidden(batch[0]))), batch[1])
+        self.losses.append(loss.detach())
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", nn.functional.cross_entropy(self.out(self.hidden(batch[0])), batch[1]))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test/loss", nn.functional.cross_entropy(self.out(self.hidden(batch[0])), batch[1]))
+
+    def on_train_start(self) -> None:
+        self.frozen.eval()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+def trainer_for(folder: Path, *callbacks: Callback, logger: Any = None, epochs: int = 2, **options: Any) -> Trainer:
+    return Trainer(
+        max_epochs=epochs,
+        limit_train_batches=STEPS,
+        accelerator="cpu",
+        default_root_dir=str(folder),
+        logger=TensorBoardLogger(str(folder), name="", version="") if logger is None else logger,
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **{"enable_checkpointing": False} | options,
+    )
+
+
+def run(folder: Path, *callbacks: Callback, data: Data | None = None, **options: Any) -> tuple[Net, Data, Trainer]:
+    torch.manual_seed(1)
+    model, data, trainer = Net(), data or Data(), trainer_for(folder, *callbacks, **options)
+    trainer.fit(model, datamodule=data)
+    return model, data, trainer
+
+
+def brute_force(model: Net, data: Data, stage: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and indices with numpy, from the features of each image alone."""
+
+    def features(name: str) -> np.ndarray:
+        pictures = data.sets[name].images.float() / 128 - 1
+        return torch.cat([model.embed(picture[None]) for picture in pictures]).double().numpy()
+
+    model.eval()
+    with torch.no_grad():
+        difference = features(stage)[:, None] - features("train")[None]
+    distances = np.sqrt((difference**2).sum(2))
+    indices = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, indices, 1), indices
+
+
+def precision(data: Data, stage: str, indices: np.ndarray) -> float:
+    queries, gallery = data.sets[stage].targets.tolist(), data.sets["train"].targets.tolist()
+    hits = [gallery[i] == query for query, row in zip(queries, indices.tolist(), strict=True) for i in row]
+    return sum(hits) / len(hits)
+
+
+def read(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    return events
+
+
+def pngs(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("retrieval/*"))
+
+
+def test_precision_is_brute_forces_and_reaches_tensorboard(tmp_path: Path):
+    callback = NearestNeighbours(precision_at=(1, 5, 10))
+    model, data, trainer = run(tmp_path, callback)
+    _, indices = brute_force(model, data, "val", 10)
+    want = {f"val/retrieval_p{k}": precision(data, "val", indices[:, :k]) for k in (1, 5, 10)}
+    assert len(set(want.values())) > 1
+    assert callback.precision == pytest.approx(want, abs=1e-12)
+    events = read(tmp_path)
+    for tag, value in want.items():
+        assert [(e.step, e.value) for e in events.Scalars(tag)] == [(2 * STEPS, pytest.approx(value, abs=1e-6))]
+
+    trainer.test(model, datamodule=data, verbose=False)
+    _, indices = brute_force(model, data, "test", 10)
+    want |= {f"test/retrieval_p{k}": precision(data, "test", indices[:, :k]) for k in (1, 5, 10)}
+    assert callback.precision == pytest.approx(want, abs=1e-12)
+    assert sorted(read(tmp_path).Tags()["images"]) == ["retrieval/test", "retrieval/val"]
+    assert pngs(tmp_path) == ["test_epoch_002.png", "val_epoch_002.png"]
+
+
+@pytest.mark.parametrize(("every", "epochs", "looked"), [(0, 3, [3]), (1, 2, [1, 2]), (2, 3, [2, 3]), (2, 4, [2, 4])])
+def test_looks_every_n_epochs_and_at_the_end_once(tmp_path: Path, every: int, epochs: int, looked: list[int]):
+    run(tmp_path, NearestNeighbours(every), epochs=epochs)
+    assert pngs(tmp_path) == [f"val_epoch_{epoch:03d}.png" for epoch in looked]
+    logged = read(tmp_path).Images("retrieval/val")
+    assert [image.step for image in logged] == [STEPS * epoch for epoch in looked]
+    for epoch, image in zip(looked, logged, strict=True):
+        png = np.array(Image.open(tmp_path / f"retrieval/val_epoch_{epoch:03d}.png"))
+        np.testing.assert_array_equal(png, np.array(Image.open(io.BytesIO(image.encoded_image_string))))
+
+
+def test_a_test_alone_can_look(tmp_path: Path):
+    model, data, trainer = run(tmp_path, NearestNeighbours(after_fit=False))
+    assert pngs(tmp_path) == []
+    trainer.test(model, datamodule=data, verbose=False)
+    assert pngs(tmp_path) == ["test_epoch_002.png"]
+
+
+def test_some_of_many_queries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every other one of the 20 validation images is looked up; the panel shows those, not their neighbours in line."""
+    shown: list[Tensor] = []
+    monkeypatch.setattr(nearest_neighbours, "retrieval_panel", lambda *a: shown.append(a[0]) or retrieval_panel(*a))
+    callback = NearestNeighbours(max_queries=10, num_queries=3, precision_at=(5,))
+    model, data, _ = run(tmp_path, callback)
+    _, indices = brute_force(model, data, "val", 5)
+    targets, gallery = data.sets["val"].targets[::2], data.sets["train"].targets
+    want = (gallery[torch.from_numpy(indices[::2].copy())] == targets[:, None]).double().mean().item()
+    assert callback.precision == {"val/retrieval_p5": pytest.approx(want, abs=1e-12)}
+    rows = [2 * row for row in spread_queries(targets.tolist(), 3)]
+    torch.testing.assert_close(shown[0], data.sets["val"].images[rows] / 255)
+
+
+def test_the_panel_shows_the_neighbours_of_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shown: list[tuple[Any, ...]] = []
+
+    def listening(*arguments: Any) -> Tensor:
+        shown.append(arguments)
+        return retrieval_panel(*arguments)
+
+    monkeypatch.setattr(nearest_neighbours, "retrieval_panel", listening)
+    model, data, _ = run(tmp_path, NearestNeighbours(1, num_queries=3, k=4), epochs=2)
+    queries, neighbours, query_targets, neighbour_targets, distances, names, title = shown[-1]
+    assert torch.equal(queries, shown[0][0]), "the same queries in the whole run"
+    want_distances, want_indices = brute_force(model, data, "val", 4)
+    rows = spread_queries(data.sets["val"].targets.tolist(), 3)
+    val, train = data.sets["val"], data.sets["train"]
+    torch.testing.assert_close(queries, val.images[rows] / 255)
+    torch.testing.assert_close(neighbours, train.images[want_indices[rows].flatten()].view(3, 4, 3, 6, 6) / 255)
+    assert query_targets == val.targets[rows].tolist()
+    assert neighbour_targets == train.targets[want_indices[rows]].tolist()
+    np.testing.assert_allclose(distances, want_distances[rows], rtol=1e-5)
+    assert (names, title) == (data.class_names, "val images after epoch 2")
+    # The query is none of its neighbours: they come from the training images.
+    assert all(d > 0 for row in distances for d in row)
+
+
+def test_training_is_the_same_with_and_without(tmp_path: Path):
+    without, _, _ = run(tmp_path / "without", epochs=3)
+    with_, _, _ = run(tmp_path / "with", NearestNeighbours(1), epochs=3)
+    assert len(pngs(tmp_path / "with")) == 3
+    assert len(with_.losses) == 3 * STEPS
+    assert torch.equal(torch.stack(with_.losses), torch.stack(without.losses))
+    assert all(torch.equal(a, b) for a, b in zip(with_.parameters(), without.parameters(), strict=True))
+    assert set(with_.embedded) == {(False, False)}, "embeds in evaluation mode, without gradients"
+
+
+def test_images_are_embedded_once_and_few_are_fetched_for_the_panel(tmp_path: Path):
+    _, data, _ = run(tmp_path, NearestNeighbours(num_queries=2, k=3), limit_val_batches=0)
+    whole = [list(range(45))[i : i + 7] for i in range(0, 45, 7)]
+    assert data.sets["train"].fetched[-8:-1] == whole  # training itself takes them shuffled
+    assert len(data.sets["train"].fetched[-1]) == 2 * 3
+    assert [len(places) for places in data.sets["val"].fetched] == [7, 7, 6, 2]
+
+
+def test_no_logger_csv_logger_and_several_loggers(tmp_path: Path):
+    callback = NearestNeighbours()
+    run(tmp_path / "none", callback, logger=False)
+    assert pngs(tmp_path / "none") == ["val_epoch_002.png"]
+
+    run(tmp_path / "csv", callback, logger=CSVLogger(str(tmp_path / "csv"), name="run"))
+    assert pngs(tmp_path / "csv/run/version_0") == ["val_epoch_002.png"]
+    with open(tmp_path / "csv/run/version_0/metrics.csv") as file:
+        values = [row["val/retrieval_p5"] for row in csv.DictReader(file) if row["val/retrieval_p5"]]
+    assert [float(value) for value in values] == [pytest.approx(callback.precision["val/retrieval_p5"])]
+
+    loggers = [TensorBoardLogger(str(tmp_path / name), name="", version="") for name in "ab"]
+    run(tmp_path, callback, logger=[loggers[0], CSVLogger(str(tmp_path / "c")), loggers[1]])
+    for name in "ab":
+        assert read(tmp_path / name).Tags()["images"] == ["retrieval/val"]
+        assert "val/retrieval_p1" in read(tmp_path / name).Tags()["scalars"]
+    assert [pngs(tmp_path / name) for name in "ab"] == [["val_epoch_002.png"], []]
+
+
+def test_switched_off_and_fast_dev_run_do_nothing(tmp_path: Path):
+    for name, callback, options in (
+        ("off", NearestNeighbours(1, enabled=False), {}),
+        ("dev", NearestNeighbours(1), {"fast_dev_run": True}),
+    ):
+        model, data, trainer = run(tmp_path / name, callback, **options)
+        trainer.test(model, datamodule=data, verbose=False)
+        assert not model.embedded
+        assert not callback.precision
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_gallery_smaller_than_k(tmp_path: Path):
+    callback = NearestNeighbours(k=6, precision_at=(1, 10))
+    model, data, _ = run(tmp_path, callback, data=Data(train=4, val=3))
+    assert pngs(tmp_path) == ["val_epoch_002.png"]
+    assert callback.precision["val/retrieval_p10"] == pytest.approx(
+        precision(data, "val", brute_force(model, data, "val", 4)[1])
+    )
+
+
+def test_no_precision_is_wanted(tmp_path: Path):
+    callback = NearestNeighbours(precision_at=())
+    run(tmp_path, callback)
+    assert callback.precision == {}
+    assert pngs(tmp_path) == ["val_epoch_002.png"]
+
+
+def test_no_validation_images(tmp_path: Path):
+    callback = NearestNeighbours()
+    with pytest.warns(UserWarning, match="no val"):
+        model, data, trainer = run(tmp_path, callback, data=Data(val=0))
+    assert not callback.precision
+    trainer.test(model, datamodule=data, verbose=False)
+    assert pngs(tmp_path) == ["test_epoch_002.png"]
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_diverged_network_does_not_stop_the_run(tmp_path: Path, poison: float):
+    class Diverges(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            pl_module.poison = poison
+
+    callback = NearestNeighbours(1)
+    with pytest.warns(UserWarning, match="NaN or infinite"):
+        _, _, trainer = run(tmp_path, Diverges(), callback)
+    assert trainer.global_step == 2 * STEPS
+    assert not pngs(tmp_path)
+
+
+def test_one_image_that_overflows_does_not_stop_the_run(tmp_path: Path):
+    class Overflows(Callback):
+        def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            real = pl_module.embed
+            # Three batches of queries come first; this is the last batch of the gallery.
+            pl_module.embed = lambda images: real(images) / (len(pl_module.embedded) != 10)
+
+    callback = NearestNeighbours()
+    with pytest.warns(UserWarning, match="NaN or infinite"):
+        model, _, _ = run(tmp_path, Overflows(), callback)
+    assert len(model.embedded) == 10
+    assert not callback.precision
+
+
+def test_a_checkpoint_under_test_is_named_by_its_own_epochs(tmp_path: Path):
+    model, data, trainer = run(tmp_path / "fit", epochs=3)
+    trainer.save_checkpoint(tmp_path / "three.ckpt")
+    trainer_for(tmp_path, NearestNeighbours()).test(model, data, ckpt_path=tmp_path / "three.ckpt", verbose=False)
+    assert pngs(tmp_path) == ["test_epoch_003.png"]
+
+
+def test_what_is_missing_shows_before_training(tmp_path: Path):
+    class NoGallery(LightningDataModule):
+        def train_dataloader(self) -> DataLoader[Any]:
+            return Data().train_dataloader()
+
+    for data in (NoGallery(), None):
+        trainer = trainer_for(tmp_path, NearestNeighbours())
+        with pytest.raises(TypeError, match="gallery_dataloader"):
+            trainer.fit(Net(), train_dataloaders=None if data else Data().train_dataloader(), datamodule=data)
+        assert trainer.global_step == 0
+    model = Net()
+    model.embed = None  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="embed"):
+        trainer_for(tmp_path, NearestNeighbours()).fit(model, datamodule=Data())
+    trainer_for(tmp_path, NearestNeighbours(enabled=False), epochs=1).fit(model, datamodule=Data())
+
+
+def test_bfloat16(tmp_path: Path):
+    callback = NearestNeighbours()
+    run(tmp_path, callback, precision="bf16-mixed")
+    assert 0.25 < callback.precision["val/retrieval_p5"] <= 1
+
+
+def test_bad_arguments():
+    for options, message in (
+        ({"every_n_epochs": -1}, "every_n_epochs must be 0.*got -1"),
+        ({"num_queries": 0}, "num_queries must be at least 1, got 0"),
+        ({"k": 0}, "k must be at least 1, got 0"),
+        ({"precision_at": (1, 0)}, r"precision_at must be at least 1, got \[1, 0\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            NearestNeighbours(**options)
+
+
+def test_shown_queries_are_spread_over_the_classes():
+    targets = [3, 3, 0, 1, 2, 0, 4, 5, 6, 7, 8, 9]
+    assert [targets[i] for i in spread_queries(targets, 5)] == [0, 2, 4, 6, 8]
+    assert spread_queries(targets, 5)[0] == 2  # the first of its class
+    assert [targets[i] for i in spread_queries(targets, 11)] == [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert spread_queries([1, 1, 1], 2) == [0, 1]
+    assert spread_queries([1, 0], 5) == [1, 0]
+    assert spread_queries([], 5) == []
+
+
+def main(folder: str, devices: str) -> None:
+    """Fit and test with so many processes; what came out goes to a file a process."""
+    found: list[Any] = []
+    real = nearest_neighbours.retrieve
+
+    def listening(*arguments: Any) -> Any:
+        found.append(real(*arguments))
+        return found[-1]
+
+    nearest_neighbours.retrieve = listening
+    torch.manual_seed(1)
+    model, data, callback = Net(), Data(), NearestNeighbours(precision_at=(1, 5))
+    trainer = trainer_for(Path(folder), callback, devices=int(devices), strategy="ddp" if devices != "1" else "auto")
+    trainer.test(model, datamodule=data, verbose=False)
+    out = {"found": [tuple(result) for result in found], "precision": callback.precision}
+    torch.save(out, f"{folder}/rank{trainer.global_rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(tmp_path: Path):
+    root = ROOT
+    for devices in ("1", "2"):
+        folder = tmp_path / devices
+        folder.mkdir()
+        done = subprocess.run(
+            [sys.executable, __file__, str(folder), devices],
+            env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    one = torch.load(tmp_path / "1/rank0.pt")
+    assert len(one["found"]) == 1
+    assert one["found"][0][1].shape == (24, 6)
+    for rank in (0, 1):
+        two = torch.load(tmp_path / f"2/rank{rank}.pt")
+        assert all(torch.equal(a, b) for a, b in zip(one["found"][0], two["found"][0], strict=True))
+        assert two["precision"] == one["precision"]
+    np.testing.assert_array_equal(
+        *(np.array(Image.open(tmp_path / f"{n}/retrieval/test_epoch_000.png")) for n in (1, 2))
+    )
+    assert len(read(tmp_path / "2").Images("retrieval/test")) == 1
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,240 @@
+"""A run that was stopped anywhere ends like one that was not, to the last bit."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.small import UNSEEN
+from helpers.small import small_net as small_net
+from lightning import Trainer
+from running.cli import steps_left
+
+from callbacks.checkpoints import files as checkpoint_io
+from callbacks.checkpoints.files import damage, previous, sidecar
+from lightning_modules import AlexNetClassifier
+
+Fit = Callable[..., int]
+LOGS = Path("logs/alexnet-shapes10")
+STEPS = 4  # an epoch: 100 images in batches of 32
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a checkpoint's weights, optimiser and schedules."""
+    checkpoint = torch.load(path, weights_only=True)
+    found = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            found.update(value.contiguous().numpy().tobytes())
+        elif isinstance(value, dict):
+            for key in value:
+                add(key)
+                add(value[key])
+        elif isinstance(value, list | tuple):
+            for item in value:
+                add(item)
+        else:
+            found.update(repr(value).encode())
+
+    add([checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")])
+    return found.hexdigest()
+
+
+def last(version: int) -> Path:
+    return LOGS / f"version_{version}/checkpoints/last.ckpt"
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have this process send itself a signal in a step of training, or in a batch of an epoch's validation."""
+
+    def arrange(step: int, signum: int = signal.SIGTERM, hook: str = "training_step") -> None:
+        original = getattr(AlexNetClassifier, hook)
+
+        def stopping(self: AlexNetClassifier, batch: Any, batch_idx: int) -> Any:
+            now = self.trainer.global_step + (hook == "training_step")
+            if now == step and not self.trainer.sanity_checking and batch_idx == now_batch(self, batch_idx):
+                monkeypatch.setattr(AlexNetClassifier, hook, original)
+                os.kill(os.getpid(), signum)
+            return original(self, batch, batch_idx)
+
+        def now_batch(self: AlexNetClassifier, batch_idx: int) -> int:
+            return batch_idx if hook == "training_step" else 1
+
+        monkeypatch.setattr(AlexNetClassifier, hook, stopping)
+
+    return arrange
+
+
+PLATEAU = [*UNSEEN, "--model.schedule=plateau", "--model.patience=0", "--trainer.max_epochs=3"]
+
+
+EVERY_STEP = [(step, "training_step") for step in range(1, 3 * STEPS + 1)]
+EVERY_STEP += [(epoch * STEPS, "validation_step") for epoch in (1, 2, 3)]
+
+
+@pytest.mark.usefixtures("small_net")
+@pytest.mark.parametrize(
+    "places",
+    [
+        [(2, "training_step"), (STEPS, "training_step"), (STEPS, "validation_step")],
+        pytest.param(EVERY_STEP, marks=pytest.mark.slow),
+    ],
+    ids=["three", "all"],
+)
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_by_a_signal(
+    fit: Fit, stop_at: Callable[..., None], places: list[tuple[int, str]], signum: signal.Signals
+) -> None:
+    """In steps of a run, and in validation: exit status 143 or 130, and nothing is lost."""
+    assert fit(*PLATEAU) == 0
+    whole, version = digest(last(0)), 1
+    for step, hook in places:
+        stop_at(step, signum, hook)
+        assert fit(*PLATEAU) == 128 + signum
+        stopped = last(version)
+        assert torch.load(stopped, weights_only=True)["global_step"] == step
+        assert fit(*PLATEAU, "--ckpt_path", str(stopped)) == 0, (step, hook)
+        assert digest(last(version + 1)) == whole, (step, hook)
+        version += 2
+
+
+@pytest.mark.usefixtures("small_net")
+@pytest.mark.parametrize("schedule", ["one_cycle", "milestones"])
+def test_ctrl_c(fit: Fit, stop_at: Callable[..., None], capsys: pytest.CaptureFixture[str], schedule: str) -> None:
+    words = [*UNSEEN, f"--model.schedule={schedule}", "--model.milestones=[1]"]
+    handler = signal.getsignal(signal.SIGINT)  # ignored where the tests run in a shell's background
+    assert fit(*words) == 0
+    stop_at(3, signal.SIGINT)
+    assert fit(*words) == 130
+    assert f"stopped after 0 epochs and 3 batches: go on with the same command and --ckpt_path {last(1)}" in (
+        capsys.readouterr().err.replace(f"{Path().absolute()}/", "")
+    )
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert fit(*words, "--ckpt_path", "last") == 0
+    out = capsys.readouterr().out
+    assert f"--ckpt_path last: {last(1)}" in out
+    assert digest(last(2)) == digest(last(0))
+
+
+@pytest.mark.usefixtures("small_net")
+def test_the_best_of_the_whole_run_is_tested(fit: Fit, stop_at: Callable[..., None]) -> None:
+    """What was best before the stop is still known after it, in the new run's own folder."""
+    stop_at(STEPS + 1)
+    assert fit(*UNSEEN) == 143
+    before = torch.load(last(0).with_name("best.ckpt"), weights_only=True)
+    assert fit(*UNSEEN, "--model.lr=1e-9", "--ckpt_path", str(last(0))) == 0
+    states = torch.load(last(1), weights_only=True)["callbacks"]
+    best = next(s for name, s in states.items() if "'monitor': 'val/top1'" in name)
+    assert Path(best["best_model_path"]).parent.absolute() == last(1).parent.absolute()
+    assert last(1).with_name("best.ckpt").is_file()
+    assert before["global_step"] == STEPS
+
+
+@pytest.mark.usefixtures("small_net")
+def test_what_can_not_go_on(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(*UNSEEN) == 0
+    runs = sorted(LOGS.iterdir())
+    capsys.readouterr()
+
+    assert fit(*UNSEEN, "--ckpt_path", "last") == 0
+    assert f"nothing left to train: {last(0)} was trained for 2 epochs, 8 steps" in capsys.readouterr().out
+    for words, message in (
+        (["--trainer.max_epochs=5"], "--trainer.max_epochs: 12 more steps are more than the 8 that the one_cycle"),
+        (["--model.groups=1"], "net.conv2.weight is (8, 4, 3, 3) in the checkpoint and (8, 8, 3, 3) in the model"),
+    ):
+        assert fit(*UNSEEN, "--ckpt_path", "last", *words) == 2
+        assert message in capsys.readouterr().err
+    half = steps_left(Trainer(max_epochs=5, accumulate_grad_batches=2, logger=False), STEPS, 2, 0, 8)
+    assert half == 6
+    assert fit(*UNSEEN, "--ckpt_path", str(last(0).with_name("best.ckpt"))) == 2
+    assert "holds weights only, training can't go on from it" in capsys.readouterr().err
+
+    flip = bytearray(last(0).read_bytes())
+    flip[len(flip) // 2] ^= 1
+    last(0).write_bytes(flip)
+    assert fit(*UNSEEN, "--ckpt_path", "last", "--trainer.max_epochs=1") == 0  # the one before it is of one epoch
+    captured = capsys.readouterr()
+    assert f"warning: {last(0)}: damaged, its SHA-256 is" in captured.err
+    assert f"nothing left to train: {previous(last(0))} was trained for 1 epochs, 4 steps" in captured.out
+    previous(last(0)).write_bytes(b"")
+    assert fit(*UNSEEN, "--ckpt_path", "last") == 2
+    assert f"error: {last(0)}: damaged" in capsys.readouterr().err
+    assert fit(*UNSEEN, "--ckpt_path", "last", "--trainer.logger.init_args.name=another") == 2
+    assert "--ckpt_path last: no run in logs/another/" in capsys.readouterr().err
+    assert sorted(LOGS.iterdir()) == runs
+    assert sidecar(last(0)).is_file()
+
+
+@pytest.mark.usefixtures("small_net")
+def test_last_is_written_every_epoch(fit: Fit) -> None:
+    """Whatever is monitored, and however rarely validation is."""
+    assert fit(*UNSEEN, "--trainer.check_val_every_n_epoch=2", "--trainer.max_epochs=3") == 0
+    assert torch.load(last(0), weights_only=True)["global_step"] == 3 * STEPS
+    assert torch.load(previous(last(0)), weights_only=True)["global_step"] == 2 * STEPS
+
+
+@pytest.mark.usefixtures("small_net")
+def test_a_full_disk_ends_the_run_in_one_line(
+    fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fit(*UNSEEN) == 0
+    original = checkpoint_io._Hashing.write
+
+    def write(self: Any, data: Any) -> int:
+        if last(1).is_file():  # the first epoch's was written
+            self.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_io._Hashing, "write", write)
+        assert fit(*UNSEEN) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert ".ckpt: can't be written (No space left on device)" in errors[0]
+    assert fit(*UNSEEN, "--ckpt_path", str(last(1))) == 0
+    assert digest(last(2)) == digest(last(0))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_net")
+def test_killed_at_any_moment(fit: Fit) -> None:
+    """20 SIGKILLs while it trains, each followed by a resumed run: it ends like the run that was left alone."""
+    words, epochs = [*PLATEAU, "--trainer.max_epochs=40"], 40
+    start = time.monotonic()
+    assert fit(*words, "--trainer.logger.init_args.name=whole") == 0
+    epoch = (time.monotonic() - start) / epochs
+    rng = random.Random(0)
+    for kill in range(21):
+        resume = ["--ckpt_path", "last"] if list(LOGS.glob("*/checkpoints/last.ckpt")) else []
+        reader, writer = os.pipe()
+        pid = os.fork()  # a child has everything imported already
+        if not pid:
+            AlexNetClassifier.on_train_start = lambda self, writer=writer: os.close(writer)  # type: ignore[assignment]
+            os.close(reader)
+            try:
+                os._exit(fit(*words, *resume))
+            finally:
+                os._exit(99)
+        os.close(writer)
+        os.read(reader, 1)  # training begins
+        os.close(reader)
+        if kill < 20:
+            time.sleep(2.5 * epoch * rng.random())
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        for path in LOGS.glob("*/checkpoints/*.ckpt"):
+            assert damage(path) is None, path
+        assert os.WIFSIGNALED(status) if kill < 20 else os.waitstatus_to_exitcode(status) == 0
+    newest = max(LOGS.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    assert digest(newest) == digest(Path("logs/whole-shapes10/version_0/checkpoints/last.ckpt"))

@@ -1,0 +1,176 @@
+"""The LightningModule: loss and metrics by hand, the paper's update rule in float64, schedules, dropout's numbers."""
+
+import pytest
+import torch
+from helpers import TINY
+from lightning import Trainer
+from torch import Tensor
+from torch.nn import functional as F
+
+from datamodules import CIFAR10DataModule
+from lightning_modules import AlexNetClassifier
+
+
+def test_accuracies_count_images_not_classes() -> None:
+    """40 of class 0, all right, and one of class 1, wrong: 40 of 41, where an average over classes says a half."""
+    model = AlexNetClassifier(**TINY)
+    logits = torch.zeros(41, 10)
+    logits[:, 0] = 5
+    logits[:, 2:6] = 1  # class 1 is not among the first five
+    targets = torch.tensor([0] * 40 + [1])
+    model.val_accuracies.update(logits, targets)
+    got = {name: value.item() for name, value in model.val_accuracies.compute().items()}
+    assert got == {"val/top1": pytest.approx(40 / 41), "val/top5": pytest.approx(40 / 41)}
+
+
+def test_top5_by_sorting() -> None:
+    model, generator = AlexNetClassifier(**TINY), torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(500, 10, generator=generator), torch.randint(0, 10, (500,), generator=generator)
+    for part in range(5):
+        model.test_accuracies.update(logits[part::5], targets[part::5])
+    ranks = [sorted(range(10), key=lambda c: -row[c]).index(t) for row, t in zip(logits.tolist(), targets, strict=True)]
+    got = model.test_accuracies.compute()
+    assert got["test/top1"].item() == pytest.approx(sum(r < 1 for r in ranks) / 500)
+    assert got["test/top5"].item() == pytest.approx(sum(r < 5 for r in ranks) / 500)
+
+
+def test_several_views_are_averaged_after_the_softmax() -> None:
+    model = AlexNetClassifier(**TINY, init="he").eval()
+    views = 3 * torch.randn(4, 10, 3, 24, 24)
+    with torch.no_grad():
+        expected = torch.stack([F.softmax(model(views[:, i]), 1) for i in range(10)]).mean(0)
+        torch.testing.assert_close(model.log_probabilities(views).exp(), expected, rtol=1e-4, atol=1e-6)
+        single = model.log_probabilities(views[:, 0])
+        torch.testing.assert_close(single.exp(), F.softmax(model(views[:, 0]), 1))
+        targets = torch.arange(4)
+        torch.testing.assert_close(F.nll_loss(single, targets), F.cross_entropy(model(views[:, 0]), targets))
+
+
+def test_a_constant_lr_follows_the_papers_rule() -> None:
+    """v <- 0.9 v - 0.0005 e w - e g, w <- w + v (section 5), in float64 over five steps."""
+    model = AlexNetClassifier(lr=0.01, schedule="constant", **TINY)
+    model.net = torch.nn.Linear(4, 3).double()  # the rule, not the network, is what is tested
+    optimizer = model.configure_optimizers()
+    x, target = torch.randn(8, 4, dtype=torch.float64), torch.randint(0, 3, (8,))
+    weights = [p.detach().clone() for p in model.net.parameters()]
+    velocity = [torch.zeros_like(w) for w in weights]
+    for _ in range(5):
+        optimizer.zero_grad()
+        F.cross_entropy(model.net(x), target).backward()
+        for w, v, p in zip(weights, velocity, model.net.parameters(), strict=True):
+            v.copy_(0.9 * v - 0.0005 * 0.01 * w - 0.01 * p.grad)
+            w += v
+        optimizer.step()
+    for w, p in zip(weights, model.net.parameters(), strict=True):
+        torch.testing.assert_close(p.detach(), w, rtol=1e-12, atol=1e-15)
+
+
+def learning_rates(datamodule: CIFAR10DataModule, epochs: int, **arguments: object) -> list[float]:
+    """The lr of each epoch's first step, and the last one's after the run."""
+    rates: list[float] = []
+
+    class Recorder(AlexNetClassifier):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+            return sum(p.sum() for p in self.parameters()) * 0.0
+
+        def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+            self.log("val/top1", torch.tensor(0.1))  # never better
+
+    trainer = Trainer(
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(Recorder(**TINY, **arguments), datamodule)
+    return [*rates, trainer.optimizers[0].param_groups[0]["lr"]]
+
+
+@pytest.fixture
+def one_step_an_epoch(small_shapes: None) -> CIFAR10DataModule:
+    return CIFAR10DataModule(source="shapes10", subset_size=20, val_size=10, batch_size=20, image_size=24)
+
+
+def test_plateau_divides_by_ten_three_times_at_most(one_step_an_epoch: CIFAR10DataModule) -> None:
+    rates = learning_rates(one_step_an_epoch, 12, lr=0.01, schedule="plateau", patience=1)
+    assert rates == pytest.approx([1e-2] * 3 + [1e-3] * 2 + [1e-4] * 2 + [1e-5] * 6)
+
+
+def test_milestones(one_step_an_epoch: CIFAR10DataModule) -> None:
+    rates = learning_rates(one_step_an_epoch, 6, lr=0.1, schedule="milestones", milestones=[2, 4])
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.001])
+
+
+def test_one_cycle_rises_to_lr_and_falls_to_nothing(one_step_an_epoch: CIFAR10DataModule) -> None:
+    rates = learning_rates(one_step_an_epoch, 12, lr=0.02, schedule="one_cycle", warmup=0.25)
+    assert max(rates) == pytest.approx(0.02)
+    assert rates.index(max(rates)) == 2  # a quarter of twelve steps
+    assert rates[0] < 0.001
+    assert rates[-2] < 1e-5
+
+
+def test_dropout_depends_on_seed_epoch_and_batch_only(datamodule: CIFAR10DataModule) -> None:
+    model = AlexNetClassifier(**TINY, init="he")
+    images = torch.randn(8, 3, 24, 24)
+
+    def outputs(seed: int, batch_idx: int, stir: int) -> Tensor:
+        torch.manual_seed(stir)  # whatever anybody drew before
+        model.seed = seed
+        model._trainer = type("T", (), {"current_epoch": 0, "global_rank": 0})()
+        model.on_train_batch_start(None, batch_idx)
+        with torch.no_grad():
+            return model(images)
+
+    assert torch.equal(outputs(0, 3, stir=1), outputs(0, 3, stir=2))
+    assert not torch.equal(outputs(0, 3, 1), outputs(0, 4, 1))
+    assert not torch.equal(outputs(0, 3, 1), outputs(1, 3, 1))
+
+
+def test_it_learns_twenty_images_by_heart(datamodule: CIFAR10DataModule) -> None:
+    torch.manual_seed(0)
+    model = AlexNetClassifier(**TINY, init="he", lr=0.01, schedule="constant", dropout=0.0)
+    batch = datamodule.on_after_batch_transfer(next(iter(datamodule.val_dataloader())), 0)
+    images, targets = (part[:20] for part in batch)
+    optimizer, losses = model.configure_optimizers(), []
+    for _ in range(40):
+        loss = F.nll_loss(model.log_probabilities(images), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 2
+    assert losses[-1] < 0.5
+
+
+def test_memory_layout_and_compile_change_neither_keys_nor_outputs() -> None:
+    torch.manual_seed(0)
+    plain = AlexNetClassifier(**TINY, init="he", channels_last=False).eval()
+    images = torch.randn(2, 3, 24, 24)
+    for variant in ({"channels_last": True}, {"channels_last": False, "compile": True}):
+        other = AlexNetClassifier(**TINY, init="he", **variant).eval()
+        assert list(other.state_dict()) == list(plain.state_dict())
+        other.load_state_dict(plain.state_dict())
+        if "compile" not in variant:
+            with torch.no_grad():
+                torch.testing.assert_close(other(images), plain(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"lr": 0.0}, "--model.lr: 0.0 is not"),
+        ({"lr": float("nan")}, "--model.lr: nan"),
+        ({"lr": float("inf")}, "--model.lr: inf"),
+        ({"momentum": 1.0}, "--model.momentum"),
+        ({"weight_decay": -1.0}, "--model.weight_decay"),
+        ({"schedule": "cosine"}, "--model.schedule: 'cosine' is not one of"),
+        ({"warmup": 1.0}, "--model.warmup"),
+        ({"image_size": 16}, "image_size: 16 leaves no pixel"),
+    ],
+)
+def test_bad_arguments(argument: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AlexNetClassifier(**argument)

@@ -1,0 +1,234 @@
+"""The benchmark: its peers do the same work as ours, its turns and its table are right, and each section runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import benchmark
+import pytest
+import torch
+from benchmark import PAPER, QUICK, Lap, Row, contender, main, our_step, padding_of, plain_step, take_turns, timed
+from helpers import TINY
+
+SCRIPT = str(Path(benchmark.__file__))
+
+
+Step = Callable[[], torch.Tensor]
+
+
+def equal_networks(
+    images: torch.Tensor, targets: torch.Tensor, network: dict[str, int], fc8: float = 1.0
+) -> tuple[torch.nn.Module, Step, torch.nn.Module, Step]:
+    """Ours and its step, the plain one and its step, from the same weights, without dropout; fc8's times ``fc8``."""
+    net, our = our_step(images, targets, schedule="constant", dropout=0.0, init="he", **network)
+    net.get_submodule("fc8").weight.data *= fc8
+    plain, their = plain_step(images, targets, **network, padding=padding_of(network))
+    for module in plain.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for theirs, ours in zip(plain.parameters(), net.parameters(), strict=True):
+        theirs.data.copy_(ours.data)
+    return net, our, plain, their
+
+
+@pytest.mark.parametrize("network", [TINY, {"image_size": 40, "conv1_stride": 4}])
+def test_the_plain_network_does_the_same_work(network: dict[str, int]) -> None:
+    """Same weights, same batch: losses and weights agree within float32's rounding, before and after a step."""
+    torch.manual_seed(0)
+    images, targets = torch.rand(4, 3, network["image_size"], network["image_size"]), torch.arange(4)
+    net, our, plain, their = equal_networks(images, targets, network)
+    losses = torch.tensor([[our(), their()] for _ in range(2)])
+    assert losses[1, 0] < losses[0, 0]
+    torch.testing.assert_close(losses[:, 0], losses[:, 1], rtol=1e-5, atol=0)
+    for theirs, ours in zip(plain.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(ours.data.contiguous(), theirs.data, rtol=1e-4, atol=1e-6)
+
+
+def test_a_short_run_is_the_plain_one_within_rounding() -> None:
+    """A dozen steps of it all (LRN by hand, channels_last, fused SGD) against torch's parts, with equal weights."""
+    torch.manual_seed(0)
+    targets = torch.arange(20) % 10
+    images = torch.randn(20, 3, TINY["image_size"], TINY["image_size"]) + targets[:, None, None, None] / 3
+    # He's fc8 is too large for a start at ln(10): the first steps would be chaos.
+    net, our, plain, their = equal_networks(images, targets, TINY, fc8=0.1)
+    losses = torch.tensor([[our(), their()] for _ in range(12)])
+    assert losses[-1, 1] < 0.5 * losses[0, 1]  # it learns, so there is something to compare
+    torch.testing.assert_close(losses[:, 0], losses[:, 1], rtol=5e-3, atol=1e-4)
+    with torch.no_grad():
+        assert torch.equal(net(images).argmax(1), plain(images).argmax(1))
+        torch.testing.assert_close(net(images), plain(images), rtol=0.05, atol=0.05)
+
+
+def test_the_paper_s_network_is_padded_to_227() -> None:
+    assert padding_of(PAPER) == 3
+
+
+def test_multiply_adds_of_the_paper_s_network() -> None:
+    """By hand: forward, and twice that backward, save that nobody needs the gradient of the images."""
+    layers = [
+        (96, 55 * 55, 3 * 11 * 11),
+        (256, 27 * 27, 48 * 25),
+        (384, 13 * 13, 256 * 9),
+        (384, 13 * 13, 192 * 9),
+        (256, 13 * 13, 192 * 9),
+        (4096, 1, 9216),
+        (4096, 1, 4096),
+        (10, 1, 4096),
+    ]
+    forward = [outputs * positions * inputs for outputs, positions, inputs in layers]
+    assert benchmark.multiply_adds(128, **PAPER) == 128 * (3 * sum(forward) - forward[0])
+
+
+def test_turns_alternate_and_the_median_counts() -> None:
+    seconds = {"a": iter([1.0, 9.0, 2.0]), "b": iter([5.0, 4.0, 6.0])}
+    order = []
+
+    def job(name: str) -> benchmark.Job:
+        def go() -> Lap:
+            order.append(name)
+            lap = next(seconds[name])
+            return Lap(lap, peak=lap)
+
+        return go
+
+    laps = take_turns({"a": job("a"), "b": job("b")}, rounds=3)
+    assert "".join(order) == "ababab"
+    assert (laps["a"].seconds, laps["b"].seconds) == (2.0, 5.0)
+    assert (laps["a"].peak, laps["b"].peak) == (9.0, 6.0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux alone")
+def test_memory_s_peak_is_the_lap_s_own() -> None:
+    timed(lambda: torch.ones(50_000_000))  # 200 MB, gone again
+    lap = timed(lambda: torch.ones(25_000_000).sum())
+    assert 90 < lap.peak - lap.start < 130
+
+
+def make_pid(answer: int) -> benchmark.Job:
+    return lambda: timed(lambda: (os.getpid(), answer))
+
+
+@contextmanager
+def _at_home(
+    make: Callable[..., benchmark.Job], settings: dict[str, Any], keep: bool = True
+) -> Iterator[benchmark.Job]:
+    """A contender without a process of its own, which takes seconds to start."""
+    yield make(**settings)
+
+
+def make_death() -> benchmark.Job:
+    return lambda: os._exit(3)
+
+
+def test_a_contender_is_another_process_and_ends() -> None:
+    with contender(make_pid, {"answer": 42}) as go:
+        (pid, answer), again = go().value, go().value[0]
+    assert answer == 42
+    assert pid == again != os.getpid()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_contender_s_death_is_told() -> None:
+    with contender(make_death, {}) as go, pytest.raises(RuntimeError, match=r"make_death.*exit code 3"):
+        go()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "aim", "met"),
+    [(7.0, ">= 7", True), (6.9, ">= 7", False), (1.1, "<= 1.10", True), (1.2, "<= 1.10", False), (3.0, "", None)],
+)
+def test_aims(ratio: float, aim: str, met: bool | None) -> None:
+    assert Row("", 1.0, 1.0, "s", ratio, aim).met is met
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_step_and_a_pipeline_take_their_time(plain: bool) -> None:
+    settings = {key: TINY[key] for key in ("image_size", "conv1_stride")}
+    extra = {"padding": padding_of(TINY)} if plain else {"schedule": "constant"}
+    assert benchmark.make_step(plain, batch=2, steps=2, **settings, **extra)().seconds > 0
+    epoch = benchmark.make_pipeline(plain, images=50, batch=10, image_size=24, skip=2, crop_size=28)
+    assert epoch().seconds > 0
+
+
+@pytest.mark.parametrize("method", ["ours", "faiss", "sklearn"])
+def test_a_search_finds_the_nearest(method: str) -> None:
+    if method != "ours":
+        pytest.importorskip(method)
+    torch.manual_seed(0)
+    found, distances = benchmark.make_search(method, queries=20, gallery=100, width=16, k=3)().value
+    torch.manual_seed(0)
+    centres = torch.randn(10, 16)
+    near, far = (torch.randn(n, 16).add_(centres[torch.arange(n) % 10]).relu_().double() for n in (20, 100))
+    expected = torch.cdist(near, far).topk(3, largest=False)
+    assert (found == expected.indices.numpy()).all()
+    assert distances == pytest.approx(expected.values.numpy(), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", benchmark.SECTIONS)
+def test_a_section_at_toy_size(section: str) -> None:
+    rows = benchmark.SECTIONS[section](**QUICK[section])
+    assert rows
+    for row in rows:
+        assert math.isfinite(row.ours)
+        assert row.ours >= 0
+        assert row.unit in ("ms", "s", "MB", "images/s", "%", "G/s", "")
+    assert all(row.ours <= 1e-6 for row in rows if "difference" in row.what)
+    assert all(row.ours == 100 for row in rows if "no farther" in row.what)
+
+
+def test_the_table_and_the_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(benchmark, "contender", _at_home)
+    main(["--only", "lrn", "--quick", "--json", str(tmp_path / "out.json")])
+    shown = capsys.readouterr().out
+    assert "nn.LocalResponseNorm" in shown
+    contents = json.loads((tmp_path / "out.json").read_text())
+    assert contents["quick"] is True
+    assert {"date", "processor", "cores", "threads", "load", "system", "versions"} <= set(contents["machine"])
+    assert [row["section"] for row in contents["rows"]] == ["lrn"] * 4
+    assert set(contents["rows"][0]) == {"section", "what", "ours", "peer", "unit", "ratio", "aim", "met"}
+
+
+def test_numbers_that_are_not_there_are_null() -> None:
+    row = Row("importing torch", 1.0, math.nan, "s", math.nan)
+    assert '"peer": null' in json.dumps(benchmark.as_json({"startup": [row]}), allow_nan=False)
+
+
+def test_retrieval_without_its_peers_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmark, "contender", _at_home)
+    main(["--only", "retrieval", "--quick"])
+    assert "pip install -e '.[benchmark]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [(["--only", "lnr"], "lnr"), (["--quik"], "--quik"), (["--json", "nowhere/out.json"], "nowhere")],
+)
+def test_refusals_take_one_line(words: list[str], wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    assert exit_.value.code == 2
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") == 1
+    assert wrong in complaint
+
+
+@pytest.mark.slow
+def test_as_a_script() -> None:
+    done = subprocess.run([sys.executable, SCRIPT, "--quick", "--only", "lrn"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "nn.LocalResponseNorm" in done.stdout

@@ -1,0 +1,264 @@
+"""``scripts/fit.py`` from the outside: what a run leaves behind, what it says, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import ROOT, load
+from helpers.small import UNSEEN
+from helpers.small import small_net as small_net
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_modules import AlexNetClassifier
+
+Fit = Callable[..., int]
+RUN = Path("logs/alexnet-shapes10/version_0")
+SAVE_DIR = "--trainer.logger.init_args.save_dir"
+
+
+def events(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_a_run_from_start_to_summary(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit() == 0
+    out = capsys.readouterr().out
+    assert (
+        "data: shapes10 (drawn by this project; not CIFAR-10): 100 images to train on, 40 to validate, 60 to test"
+        in out
+    )
+    assert f"run folder: {RUN}" in out
+
+    summary = json.loads((RUN / "summary.json").read_text())
+    assert {k: summary[k] for k in ("epochs", "images", "val_images", "test_images", "seed")} == {
+        "epochs": 2,
+        "images": 100,
+        "val_images": 40,
+        "test_images": 60,
+        "seed": 0,
+    }
+    assert summary["command"].startswith("python scripts/fit.py fit --data.source=shapes10")
+    assert f"{100 * summary['test_top1']:.2f} %" in (RUN / "summary.md").read_text()
+
+    log = events(RUN)
+    scalars = log.Tags()["scalars"]
+    assert {f"{s}/{m}" for s in ("train", "val", "test") for m in ("loss", "top1", "top5")} <= set(scalars)
+    assert log.Scalars("test/top1")[-1].value == pytest.approx(summary["test_top1"])
+    assert log.Scalars("train/top1")[-1].value == pytest.approx(summary["train_top1"])
+    assert max(e.value for e in log.Scalars("val/top1")) == pytest.approx(summary["val_top1"])
+    assert b"not CIFAR-10" in log.Tensors("data/text_summary")[0].tensor_proto.string_val[0]
+    assert {"filters/conv1", "retrieval/test"} <= set(log.Tags()["images"])
+    for picture in (*RUN.glob("conv1_filters/*.png"), *RUN.glob("retrieval/*.png")):
+        assert Image.open(picture).width > 100
+    assert len(list(RUN.glob("conv1_filters/*.png"))) == 3  # before the first step, and after each of two epochs
+    assert [p.name for p in RUN.glob("retrieval/*.png")] == ["test_epoch_002.png"]  # after_fit is false
+    names = {p.name for p in RUN.glob("checkpoints/*")}
+    assert {name for name in names if not name.endswith(".sha256")} == {"best.ckpt", "last.ckpt", "last.previous.ckpt"}
+    config = yaml.safe_load((RUN / "config.yaml").read_text())
+    assert config["data"]["source"] == "shapes10"
+    assert [p.name for p in Path().iterdir()] == ["logs"]
+
+    # The checkpoint alone says what network and what data it was trained with: no other flag is needed.
+    capsys.readouterr()
+    assert fit("test", "--ckpt_path", str(RUN / "checkpoints/best.ckpt"), small=False) == 0
+    assert "model and data settings come from" in capsys.readouterr().out
+    assert events(RUN.with_name("version_1")).Scalars("test/top1")[-1].value == pytest.approx(summary["test_top1"])
+    assert fit("validate", "--ckpt_path", "last", small=False) == 0
+    assert events(RUN.with_name("version_2")).Scalars("val/top1")[-1].value == pytest.approx(
+        log.Scalars("val/top1")[-1].value
+    )
+
+
+@pytest.mark.usefixtures("small_net")
+def test_callbacks_only_look(fit: Fit) -> None:
+    assert fit("--nearest_neighbours.every_n_epochs", "1") == 0
+    assert fit(*UNSEEN) == 0
+    looked, blind = (load(RUN.with_name(f"version_{i}") / "checkpoints/last.ckpt") for i in (0, 1))
+    assert all(torch.equal(looked[key], blind[key]) for key in looked)
+    assert not list(RUN.with_name("version_1").glob("*/*.png"))
+
+
+@pytest.mark.usefixtures("small_net")
+def test_the_seed_decides(fit: Fit) -> None:
+    for seed in (1, 1, 2):
+        assert fit(*UNSEEN, "--seed_everything", str(seed), "--trainer.max_epochs", "1") == 0
+    a, b, c = (load(RUN.with_name(f"version_{i}") / "checkpoints/last.ckpt")["net.conv1.weight"] for i in range(3))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_configs_and_flags_override_from_left_to_right(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("one.yaml").write_text("model: {lr: 0.5, momentum: 0.1}\n")
+    Path("two.yaml").write_text("model: {lr: 0.25}\ndata: {batch_size: 7}\n")
+    words = "-c one.yaml -c two.yaml --data.batch_size 9 --model.image_size 48 --seed_everything 4 --print_config"
+    assert fit(*words.split(), small=False) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["model"]["lr"], config["model"]["momentum"], config["data"]["batch_size"]) == (0.25, 0.1, 9)
+    assert config["trainer"]["max_epochs"] == 10
+    assert "image_size" not in config["data"]  # it is the model's
+
+
+CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_understood(fit: Fit, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("-c", str(config), "--print_config", small=False) == 0
+    assert config.read_text().startswith("# ")
+    if config.parent.name == "configs":  # the ablations are ablate.py's
+        words = "" if config.stem == "default" else f" -c configs/{config.name}"
+        assert f"python scripts/fit.py{words}" in config.read_text()
+
+
+@pytest.mark.usefixtures("small_net")
+def test_fast_dev_run_and_no_logger_leave_no_files_behind(fit: Fit) -> None:
+    assert fit("--trainer.fast_dev_run", "true") == 0
+    assert not list(Path().rglob("*.*"))
+    assert fit("--trainer.logger", "false") == 0
+    assert [p.name for p in Path().iterdir()] == ["logs"]
+
+
+REFUSED = {
+    "a misspelt key": ("--data.subset_siez 100", "--data.subset_siez"),
+    "a misspelt subcommand": ("fitt", "error: fitt: no subcommand"),
+    "no such config": ("-c nowhere.yaml", "nowhere.yaml"),
+    "a config that is no YAML": ("-c broken.yaml", "--config: "),
+    "a config that is no mapping": ("-c list.yaml", "--config: "),
+    "a config that is no text": ("-c junk.ckpt", "--config: "),
+    "subset_size -1": ("--data.subset_size -1", "--data.subset_size: -1"),
+    "subset_size 0": ("--data.subset_size 0", "--data.subset_size: 0"),
+    "subset_size 7": ("--data.subset_size 7", "--data.subset_size: 7"),
+    "subset_size 10 million": ("--data.subset_size 10000000", "--data.subset_size: 10000000"),
+    "val_size -10": ("--data.val_size -10", "--data.val_size: -10"),
+    "val_size 7": ("--data.val_size 7", "--data.val_size: 7"),
+    "more validation than there is": ("--data.val_size 1000", "--data.subset_size: 100"),
+    "batch_size 0": ("--data.batch_size 0", "--data.batch_size: 0"),
+    "batch_size 1.5": ("--data.batch_size 1.5", "--data.batch_size: "),
+    "lr 0": ("--model.lr 0", "--model.lr: 0"),
+    "lr -1": ("--model.lr -1", "--model.lr: -1"),
+    "lr nan": ("--model.lr nan", "--model.lr: "),
+    "lr inf": ("--model.lr inf", "--model.lr: "),
+    "lr beyond a float": ("--model.lr 1e400", "--model.lr: inf"),
+    "a word for a number": ("--model.lr fast", "--model.lr: "),
+    "momentum 1": ("--model.momentum 1", "--model.momentum: 1"),
+    "weight_decay -1": ("--model.weight_decay -1", "--model.weight_decay: -1"),
+    "patience -1": ("--model.patience -1", "--model.patience: -1"),
+    "milestones -3": ("--model.milestones [-3]", "--model.milestones: [-3]"),
+    "lighting_std -1": ("--data.lighting_std -1", "--data.lighting_std: -1"),
+    "crop_size 64": ("--data.crop_size 64", "--data.crop_size: 64"),
+    "seed -1": ("--seed_everything -1", "--seed_everything: -1"),
+    "no epochs": ("--trainer.max_epochs 0", "--trainer.max_epochs: 0"),
+    "epochs without end": ("--trainer.max_epochs -1", "--trainer.max_epochs: -1"),
+    "max_epochs -5": ("--trainer.max_epochs -5", "--trainer: `max_epochs`"),
+    "max_epochs 1.5": ("--trainer.max_epochs 1.5", "--trainer.max_epochs: "),
+    "k 0": ("--nearest_neighbours.k 0", "--nearest_neighbours: k must be at least 1, got 0"),
+    "every_n_epochs -1": ("--predictions.every_n_epochs -1", "--predictions: every_n_epochs must be 0"),
+    "nothing to choose by": ("--data.val_size 0", "--data.val_size: 0"),
+    "no validation for plateau": (
+        "--trainer.limit_val_batches 0 --model.schedule plateau",
+        "--trainer.limit_val_batches: 0 leaves plateau nothing",
+    ),
+    "rare validation for plateau": (
+        "--trainer.check_val_every_n_epoch 2 --model.schedule plateau",
+        "--trainer.check_val_every_n_epoch: 2",
+    ),
+    "check_val_every_n_epoch 0": ("--trainer.check_val_every_n_epoch 0", "--trainer.check_val_every_n_epoch: 0"),
+    "val_check_interval 0": ("--trainer.val_check_interval 0", "--trainer.val_check_interval: 0"),
+    "validation after more batches than there are": (
+        "--trainer.val_check_interval 5",
+        "--trainer.val_check_interval: 5, but an epoch has 4 batches",
+    ),
+    "accumulate_grad_batches 0": ("--trainer.accumulate_grad_batches 0", "--trainer.accumulate_grad_batches: 0"),
+    "no batches": ("--trainer.limit_train_batches 0", "--trainer.limit_train_batches: 0"),
+    "less than a batch": ("--trainer.limit_train_batches 0.1", "--trainer.limit_train_batches: 0.1"),
+    "less than a batch to validate": ("--trainer.limit_val_batches 0.4", "--trainer.limit_val_batches: 0.4"),
+    "less than a batch to test": ("--trainer.limit_test_batches 0.4", "--trainer.limit_test_batches: 0.4"),
+    "nobody logs it": ("--best_checkpoint.monitor val/acc", "--best_checkpoint.monitor: 'val/acc' is not logged"),
+    "an accelerator that is not there": ("--trainer.accelerator tpu", "--trainer: "),
+    "no data": ("--data.source cifar10 --data.root empty --data.download false", "--data.root: no CIFAR-10 in "),
+    "test without a checkpoint": ("test", "--ckpt_path"),
+    "validate without a checkpoint": ("validate", "--ckpt_path"),
+    "a missing checkpoint": ("test --ckpt_path missing.ckpt", "missing.ckpt is no file"),
+    "last of no run": ("test --ckpt_path last", "--ckpt_path last: no run"),
+    "an empty checkpoint": ("test --ckpt_path empty.ckpt", "empty.ckpt: empty"),
+    "half a checkpoint": ("test --ckpt_path half.ckpt", "half.ckpt: can't be read"),
+    "a folder for a checkpoint": ("test --ckpt_path empty", "empty: no file"),
+    "junk for a checkpoint": ("--ckpt_path junk.ckpt", "junk.ckpt: "),
+    "a checkpoint that runs code": ("test --ckpt_path evil.ckpt", "evil.ckpt: holds more than tensors"),
+    "a checkpoint that runs code, to go on": ("--ckpt_path evil.ckpt", "evil.ckpt: holds more than tensors"),
+    "a checkpoint without weights": ("test --ckpt_path bare.ckpt", "bare.ckpt: has no state_dict"),
+    "a file for a checkpoint's folder": ("--last_checkpoint.dirpath junk.ckpt/x", "junk.ckpt/x: can't be made"),
+    "a file for a log folder": (f"{SAVE_DIR} junk.ckpt", "can't be made (Not a directory). Set --trainer.logger"),
+    "a file for test's log folder": (f"test --ckpt_path good.ckpt {SAVE_DIR} junk.ckpt", "can't be made"),
+    "a file for a root folder": (
+        "--trainer.logger false --trainer.default_root_dir junk.ckpt/x",
+        "can't be made (Not a directory). Set --trainer.default_root_dir",
+    ),
+    # It exists, and to root os.access says that it is writable.
+    "a folder that can't be written to": ("--last_checkpoint.dirpath /proc/self/fdinfo", "fdinfo: can't be written to"),
+}
+BY_ALEXNET = {
+    "image_size 16": ("--model.image_size 16", "--model.image_size: 16"),
+    "image_size 0": ("--model.image_size 0", "image_size: 0"),
+    "a network larger than memory": ("--model.image_size 100000", "--model: more weights than memory"),
+    "a checkpoint of another network": (
+        "test --ckpt_path other.ckpt",
+        "other.ckpt: net.conv1.weight is (64, 3, 11, 11) in the checkpoint and (96, 3, 11, 11) in the model",
+    ),
+}
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, ("ran.txt", "w")
+
+
+@pytest.fixture
+def bad_files() -> None:
+    Path("empty").mkdir()
+    Path("empty.ckpt").touch()
+    Path("broken.yaml").write_text("model: [1\n data: {")
+    Path("list.yaml").write_text("- 1\n- 2\n")
+    Path("junk.ckpt").write_bytes(b"\xff\xfenot a checkpoint" * 10)
+    torch.save({"state_dict": Evil()}, "evil.ckpt")
+    torch.save({"epoch": 3}, "bare.ckpt")
+    torch.save({"state_dict": {"net.conv1.weight": torch.zeros(999)}}, "half.ckpt")
+    Path("half.ckpt").write_bytes(Path("half.ckpt").read_bytes()[:2000])
+    torch.save({"state_dict": {"net.conv1.weight": torch.zeros(64, 3, 11, 11)}}, "other.ckpt")
+
+
+@pytest.mark.usefixtures("small_net", "bad_files")
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_in_one_line_before_anything_is_written(refused: Callable[..., str], case: str) -> None:
+    words, message = REFUSED[case]
+    if "good.ckpt" in words:
+        torch.save({"state_dict": AlexNetClassifier(image_size=24).state_dict()}, "good.ckpt")
+    if "/proc" in words and not Path("/proc/self/fdinfo").is_dir():
+        pytest.skip("no such folder here")
+    assert message in refused(*words.split())
+
+
+@pytest.mark.usefixtures("bad_files")
+@pytest.mark.parametrize("case", BY_ALEXNET)
+def test_refused_by_the_network(refused: Callable[..., str], case: str) -> None:
+    words, message = BY_ALEXNET[case]
+    assert message in refused(*words.split())
+
+
+@pytest.mark.parametrize("words", ["--data.batch_size=0", "--data.batch_size=x"])
+def test_a_traceback_for_who_asks(
+    fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    monkeypatch.setenv("TRACEBACK", "1")
+    assert fit(words) == 2
+    said = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in said
+    assert said.splitlines()[-1].startswith("error: --data.batch_size: ")

@@ -1,0 +1,90 @@
+"""The default config's dashboard from the outside: what ``fit.py`` leaves in TensorBoard and in the run's folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import load
+from helpers.small_net import events
+
+Fit = Callable[..., int]
+RUN = Path("logs/alexnet-shapes10/version_0")
+CALLBACKS = (  # that only look
+    "conv1_filters",
+    "nearest_neighbours",
+    "predictions",
+    "confusion_matrix",
+    "activation_stats",
+    "embedding_projector",
+    "overview",
+    "training_health",
+)
+
+
+def test_the_default_config_has_it_all(fit: Fit) -> None:
+    assert fit("--trainer.log_every_n_steps=1") == 0
+    log = events(RUN)
+    pictures = {f"{name}/{stage}" for name in ("retrieval", "predictions", "confusion") for stage in ("val", "test")}
+    pictures.remove("retrieval/val")  # after_fit is false
+    assert {"filters/conv1", "embedding/val"} | pictures == set(log.Tags()["images"])
+    assert {"config/text_summary", "custom_scalars__config__", "confusion/val/text_summary"} <= set(
+        log.Tags()["tensors"]
+    )
+    assert any("conv5" in node.name for node in log.Graph().node)
+    layers = [f"conv{i}" for i in range(1, 6)] + ["fc6", "fc7"]
+    wanted = {f"{kind}/{layer}" for kind in ("dead", "activation_scale") for layer in layers}
+    wanted |= {"train/lr", "health/gradient_norm", "health/images_per_second", "health/epoch_seconds"}
+    assert wanted <= set(log.Tags()["scalars"])
+    summary = json.loads((RUN / "summary.json").read_text())
+    assert log.Scalars("hp/val_top1")[-1].value == pytest.approx(summary["val_top1"])
+    assert log.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode() == (
+        f"```yaml\n{(RUN / 'config.yaml').read_text().strip()}\n```"
+    )
+    # The confusion matrix and Lightning's metric count the same images.
+    assert f"{100 * log.Scalars('val/top1')[-1].value:.1f} %" in (RUN / "confusion/val_epoch_002.md").read_text()
+    assert f"{100 * summary['test_top1']:.1f} %" in next(RUN.glob("confusion/test_epoch_*.md")).read_text()
+
+
+def test_losses_are_the_same_to_the_last_bit_without_any_of_them(fit: Fit) -> None:
+    often = [f"--{name}.every_n_epochs=1" for name in ("nearest_neighbours", "embedding_projector")]
+    assert fit("--trainer.log_every_n_steps=1", *often) == 0
+    assert fit("--trainer.log_every_n_steps=1", *(f"--{name}.enabled=false" for name in CALLBACKS)) == 0
+    looked, blind = (load(RUN.with_name(f"version_{i}") / "checkpoints/last.ckpt") for i in (0, 1))
+    assert all(torch.equal(looked[key], blind[key]) for key in looked)
+    logs = [events(RUN.with_name(f"version_{i}")) for i in (0, 1)]
+    for tag in ("train/loss_step", "train/loss", "val/loss", "test/loss"):
+        losses = [[(e.step, e.value) for e in log.Scalars(tag)] for log in logs]
+        assert losses[0] == losses[1]
+    assert len(logs[0].Scalars("train/loss_step")) == 8
+    assert [len(list(RUN.with_name(f"version_{i}").glob("*/*.png"))) for i in (0, 1)] == [15, 0]
+    assert not [tag for tag in logs[1].Tags()["scalars"] if tag.split("/")[0] not in ("train", "val", "test", "epoch")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_write_the_same_files_as_one(fit: Fit, request: pytest.FixtureRequest) -> None:
+    assert fit() == 0
+    script = request.config.rootpath / "scripts/fit.py"
+    words = ["test", "--ckpt_path", str(RUN / "checkpoints/best.ckpt")]
+    two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    written = []
+    for extra in ([], two):
+        done = subprocess.run([sys.executable, script, *words, *extra], capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr[-2000:]
+        newest = max(RUN.parent.iterdir(), key=lambda p: int(p.name.split("_")[1]))
+        files = sorted([*newest.glob("*/*.png"), *newest.glob("*/*.md")])
+        written.append({str(path.relative_to(newest)): path.read_bytes() for path in files})
+    kinds = sorted((file.split("_epoch")[0], Path(file).suffix) for file in written[0])
+    assert kinds == [
+        ("confusion/test", ".md"),
+        ("confusion/test", ".png"),
+        ("predictions/test", ".png"),
+        ("retrieval/test", ".png"),
+    ]
+    assert written[0] == written[1]

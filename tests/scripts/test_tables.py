@@ -1,0 +1,164 @@
+"""The README's tables are those of the figures under results/, and come out the same whoever counts."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tables
+from tables import ORIGIN, between, data_name, recipe_name, without_seed
+from test_ablate import a_run
+
+README = "# Title\n\n<!-- results -->\nold\n<!-- /results -->\n\nThe end.\n"
+
+
+def a_summary(seed: int, top1: float, command: str = "python scripts/fit.py fit", **more: Any) -> dict[str, Any]:
+    return {
+        "data": "CIFAR-10 (JPEG copy in class folders)",
+        "epochs": 10,
+        "images": 5000,
+        "test_top1": top1,
+        "test_top5": 0.9,
+        "seconds": 600 + seed,
+        "seed": seed,
+        "command": f"{command} --seed_everything {seed}" if seed else command,
+        **more,
+    }
+
+
+def write(name: str, summary: dict[str, Any]) -> None:
+    path = Path("results", name, "summary.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(summary))
+
+
+def run(*words: str) -> int:
+    try:
+        tables.main(["--readme", "README.md", "--results", "results", *words])
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def test_the_project_s_readme_says_what_was_measured() -> None:
+    tables.main(["--check"])
+
+
+def test_a_recipe_s_runs_make_one_row(capsys: pytest.CaptureFixture[str]) -> None:
+    top1 = [0.50, 0.52, 0.507]
+    for seed, value in enumerate(top1):
+        write(f"default-seed{seed}", a_summary(seed, value))
+    quick = "python scripts/fit.py fit -c configs/quickstart.yaml"
+    write("quick", a_summary(0, 0.6, quick, data="shapes10 (drawn by this project; not CIFAR-10)", images=2000))
+    write("more", a_summary(1, 0.8, "python scripts/fit.py fit -c configs/full.yaml --model.lr 0.1", images=45000))
+    write("ablations/tanh-seed0", a_summary(0, 0.1))  # of another table
+    Path("README.md").write_text(README)
+    assert run("--check") == 1
+    assert "README.md" in capsys.readouterr().err
+    assert Path("README.md").read_text() == README
+    assert run() == 0
+    text = Path("README.md").read_text()
+    assert text.startswith("# Title\n\n<!-- results -->\n| recipe | data |")
+    assert text.endswith("|\n<!-- /results -->\n\nThe end.\n")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert rows[2] == [cell.strip() for cell in ORIGIN.strip("|").split("|")]
+    mean, std = 100 * statistics.fmean(top1), 100 * statistics.stdev(top1)
+    assert rows[3] == [
+        "`configs/default.yaml`",
+        "CIFAR-10, JPEG copy",
+        "5,000",
+        "10",
+        "3",
+        f"{mean:.2f} ± {std:.2f} %",
+        "90.00 ± 0.00 %",
+        "10 min 01 s",
+        "`python scripts/fit.py fit`",
+    ]
+    assert [row[0] for row in rows[4:]] == ["`configs/full.yaml`, `--model.lr 0.1`", "`configs/quickstart.yaml`"]
+    assert rows[5][1] == "shapes10, not CIFAR-10"
+    assert rows[5][5] == "60.00 %"
+    assert {len(row) for row in rows} == {9}
+    assert run("--check") == 0
+    assert run() == 0
+    assert Path("README.md").read_text() == text
+
+
+def test_the_ablations_table_comes_where_its_markers_are(capsys: pytest.CaptureFixture[str]) -> None:
+    write("default", a_summary(0, 0.5))
+    Path("README.md").write_text(f"{README}<!-- ablations -->\n<!-- /ablations -->\n")
+    assert run() == 2
+    assert "error: results/ablations: no runs." in capsys.readouterr().err
+    for seed in range(2):
+        write(f"ablations/baseline-seed{seed}", a_run("baseline", seed, 0.5))
+        write(f"ablations/no_lrn-seed{seed}", a_run("no_lrn", seed, 0.4))
+    assert run() == 0
+    assert "| no_lrn | 3.3: LRN helps | 2 |" in Path("README.md").read_text()
+    assert run("--check") == 0
+    stray = a_run("tanh", 0)
+    stray["settings"]["model.lr"] = 9
+    write("ablations/tanh-seed0", stray)
+    assert run() == 2
+    assert "tanh seed 0 has another recipe than the baseline: model.lr 9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "seedless", "name"),
+    [
+        ("python scripts/fit.py fit --seed_everything 3", "python scripts/fit.py fit", "`configs/default.yaml`"),
+        ("python scripts/fit.py --seed_everything=3", "python scripts/fit.py", "`configs/default.yaml`"),
+        (
+            "python scripts/fit.py fit -c a.yaml --seed_everything 3 -c b.yaml --model.lr 1",
+            "python scripts/fit.py fit -c a.yaml -c b.yaml --model.lr 1",
+            "`a.yaml` + `b.yaml`, `--model.lr 1`",
+        ),
+        ("python scripts/fit.py --config=a.yaml", "python scripts/fit.py --config=a.yaml", "`a.yaml`"),
+    ],
+)
+def test_a_command_names_its_recipe(command: str, seedless: str, name: str) -> None:
+    assert without_seed(command) == seedless
+    assert recipe_name(without_seed(command)) == name
+
+
+def test_data_in_short() -> None:
+    assert data_name("CIFAR-10 (official files)") == "CIFAR-10"
+    assert data_name("CIFAR-10 (PNG copy in class folders)") == "CIFAR-10, PNG copy"
+
+
+@pytest.mark.parametrize("text", ["none", "<!-- results -->", "<!-- /results --><!-- results -->", README + README])
+def test_markers_are_needed_once(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="needs one <!-- results -->"):
+        between(text, "results", "")
+    write("default", a_summary(0, 0.5))
+    Path("README.md").write_text(text)
+    assert run() == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("error: README.md: needs one")
+    assert complaint.count("\n") == 1
+
+
+@pytest.mark.parametrize("wrong", ["damaged", "unfinished", "twice", "no README"])
+def test_figures_that_can_not_be_used(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write("default", a_summary(0, 0.5))
+    Path("README.md").write_text(README)
+    message = {
+        "damaged": "results/b/summary.json: can't be read",
+        "unfinished": "results/b/summary.json: has no test_top1",
+        "twice": "results/default/summary.json: of the same recipe and seed as results/b/summary.json",
+        "no README": "README.md: No such file",
+    }[wrong]
+    if wrong == "damaged":
+        write("b", {})
+        Path("results/b/summary.json").write_text("{")
+    elif wrong == "unfinished":
+        write("b", {**a_summary(1, 0.5), "test_top1": None})
+    elif wrong == "twice":
+        write("b", a_summary(0, 0.6))
+    else:
+        Path("README.md").unlink()
+    assert run() == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith(f"error: {message}")
+    assert complaint.count("\n") == 1
