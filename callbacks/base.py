@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
@@ -10,6 +9,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
+
+from callbacks.checkpoints.progress import trained_epochs
 
 
 class HasImages(Protocol):
@@ -55,12 +56,6 @@ def evenly_spaced_images(trainer: Trainer, stage: Literal["val", "test"], count:
     loader = cast(HasImages, cast(Any, trainer).datamodule).query_dataloader(stage)
     size = len(cast(Any, loader.dataset))
     return fetch(trainer, loader, evenly_spaced(size, count)) if size else None
-
-
-def trained_epochs(checkpoint: Mapping[str, Any]) -> int | None:
-    """How many epochs a checkpoint was trained for, which ``trainer.current_epoch`` does not tell in test."""
-    progress: Mapping[str, Any] = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
-    return cast("int | None", progress.get("current", {}).get("started"))
 
 
 class AtEpochs(Callback):

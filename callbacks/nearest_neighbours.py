@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from callbacks.base import evenly_spaced, trained_epochs
+from callbacks.base import evenly_spaced
+from callbacks.checkpoints.progress import trained_epochs
 from callbacks.pure.knn import NeighbourSearch, merge_neighbours, retrieval_precision
 from callbacks.pure.retrieval_panel import retrieval_panel
 from callbacks.writing import looking, write_image, write_scalars

@@ -42,11 +42,12 @@ from ablation.table import (
     read_run,
     read_runs,
     write_comparison,
-    write_text,
 )
 from rich.console import Console
 from rich.table import Table
-from running.errors import OneLineParser, refuse
+from running.errors import ScriptParser, refuse
+
+from callbacks.checkpoints.files import write_whole
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FIT = Path(__file__).resolve().with_name("fit.py")
@@ -453,7 +454,7 @@ class Sweep:
             if resumed_from is not None:
                 words += ["--ckpt_path", str(resumed_from)]
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "recipe.json", json.dumps(job.recipe, indent=2) + "\n")
+        write_whole(folder / "recipe.json", json.dumps(job.recipe, indent=2) + "\n")
         output = folder / "output.txt"
         slot = min(set(range(self.jobs)) - {started.slot for started in self.running})
         with output.open("ab") as file:
@@ -506,7 +507,7 @@ class Sweep:
             return False
         if job.variant.test_only:
             run["seconds"] = round(seconds or 0.0, 1)
-        write_text(self.out / job.name / "summary.json", json.dumps(run, indent=2) + "\n")
+        write_whole(self.out / job.name / "summary.json", json.dumps(run, indent=2) + "\n")
         (_folder(job, self.logs) / COLLECTED).touch()
         self.clean(job)
         self.count += 1
@@ -562,7 +563,7 @@ def locked(logs: Path) -> Iterator[int | None]:
 def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and the extra flags after ``--``."""
     cut = list(words).index("--") if "--" in words else len(words)
-    parser = OneLineParser("ablate.py", __doc__)
+    parser = ScriptParser("ablate.py", __doc__)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, with seeds 0, 1, ... (default 3)")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each GPU, 1 without)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="variants of configs/ablations, or .yaml files")

@@ -27,7 +27,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -40,7 +39,8 @@ from lightning import Callback
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from running.errors import OneLineParser
+from running.errors import ScriptParser
+from running.machine import processor, versions
 from running.memory import keep_memory
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -673,27 +673,16 @@ QUICK: dict[str, dict[str, Any]] = {
 
 def machine() -> dict[str, Any]:
     """What the figures belong to."""
-    try:
-        cpu = Path("/proc/cpuinfo").read_text().split("model name", 1)[1].split(":", 1)[1].splitlines()[0].strip()
-    except (OSError, IndexError):
-        cpu = platform.processor() or platform.machine()
     packages = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow", "faiss-cpu", "scikit-learn")
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "processor": cpu,
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # others' work, before ours
         "system": f"{platform.system()} {platform.release()}",
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "versions": versions(*packages),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except ImportError:  # PackageNotFoundError
-        return None
 
 
 def table(rows: dict[str, list[Row]], about: dict[str, Any]) -> Table:
@@ -720,7 +709,7 @@ def _short(number: float) -> str:
 
 def main(words: list[str] | None = None) -> None:
     """The command line."""
-    parser = OneLineParser("benchmark.py", __doc__)
+    parser = ScriptParser("benchmark.py", __doc__)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--quick", action="store_true", help="toy sizes, one round: a trial of the tool itself")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")

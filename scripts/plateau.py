@@ -22,17 +22,17 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from ablation.table import write_text
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from running.cli import one_line_errors
-from running.errors import OneLineParser
+from running.errors import ScriptParser
 from running.memory import keep_memory
 from tables import between
 from torch import Tensor
 
 from callbacks import activation_stats
 from callbacks.activation_stats import watching
+from callbacks.checkpoints.files import write_whole
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
 
@@ -206,7 +206,7 @@ def table(done: dict[str, Any]) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = OneLineParser("plateau.py", __doc__)
+    parser = ScriptParser("plateau.py", __doc__)
     parser.add_argument("--only", nargs="+", choices=[*TRIALS], metavar="TRIAL", help=f"some of {', '.join(TRIALS)}")
     parser.add_argument("--root", default="data", help="folder that holds CIFAR-10")
     parser.add_argument("--source", default="cifar10", choices=("cifar10", "shapes10"))
@@ -229,14 +229,14 @@ def main() -> None:
                 result = run(trial, args.seed, args.steps, **data)
             versions = {"python": platform.python_version(), "torch": torch.__version__}
             kept[name] = {"settings": settings, **result, "versions": versions}
-            write_text(args.json, json.dumps(kept, indent=1) + "\n")
+            write_whole(args.json, json.dumps(kept, indent=1) + "\n")
         print(f"{name}: loss of the last ten steps {end(kept[name]['losses']):.3f}", flush=True)
     if kept:
         args.png.parent.mkdir(parents=True, exist_ok=True)
         draw(kept).savefig(args.png, dpi=100)
         print(table(kept))
         if args.md.exists():
-            write_text(args.md, between(args.md.read_text(), "plateau", table(kept) + "\n"))
+            write_whole(args.md, between(args.md.read_text(), "plateau", table(kept) + "\n"))
 
 
 if __name__ == "__main__":

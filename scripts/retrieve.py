@@ -26,16 +26,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from ablation.table import write_whole
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.table import Table
 from running.cli import check_checkpoint, checkpoint_settings, load_checkpoint, one_line_errors, whole_checkpoint
-from running.errors import OneLineParser, refuse
+from running.errors import ScriptParser, refuse
 from torch import Tensor
 from tqdm import tqdm
 
-from callbacks.checkpoints.files import CheckpointError, damage, sha256, sidecar, write_checkpoint
+from callbacks.checkpoints.files import CheckpointError, damage, sha256, sidecar, write_checkpoint, write_whole
 from callbacks.pure.knn import nearest_neighbours
 from callbacks.pure.retrieval_panel import retrieval_panel
 from datamodules import CIFAR10DataModule
@@ -326,7 +325,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked before anything that takes time."""
-    parser = OneLineParser("retrieve.py", __doc__)
+    parser = ScriptParser("retrieve.py", __doc__)
     parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint that fit.py wrote")
     parser.add_argument("--query", type=Path, nargs="+", required=True, metavar="PATH", help="pictures, or folders")
     parser.add_argument("--k", type=int, default=6, help="neighbours of each; 6 in the paper's Figure 4")

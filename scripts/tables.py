@@ -18,8 +18,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ablation.table import comparable, duration, markdown, percent, read_runs, read_summary, write_text
-from running.errors import OneLineParser
+from ablation.table import comparable, duration, markdown, percent, read_runs, read_summary
+from running.errors import ScriptParser
+
+from callbacks.checkpoints.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("data", "images", "epochs", "seed", "command", "seconds", "test_top1", "test_top5")
@@ -151,7 +153,7 @@ def renewed(text: str, results: Path) -> str:
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = OneLineParser("tables.py", __doc__)
+    parser = ScriptParser("tables.py", __doc__)
     parser.add_argument(
         "--check", action="store_true", help="change nothing; exit status 1 if the tables are not right"
     )
@@ -162,7 +164,7 @@ def main(words: Sequence[str] | None = None) -> None:
         text = options.readme.read_text(encoding="utf-8")
         new = renewed(text, options.results)
         if new != text and not options.check:
-            write_text(options.readme, new)
+            write_whole(options.readme, new)
     except (OSError, ValueError) as error:
         message = f"{error.strerror}. Name a README" if isinstance(error, OSError) else str(error)
         where = "" if message.startswith(str(options.results)) else f"{options.readme}: "

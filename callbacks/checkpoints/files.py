@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
 
 _CHUNK = 2**20
 _checked: dict[Path, tuple[int, int]] = {}  # size and time of files whose SHA-256 this process found to be right
@@ -70,6 +67,18 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: Path, contents: bytes | str) -> None:
+    """Write a file whole or not at all; text as UTF-8. Its folder is made.
+
+    Raises:
+        OSError: If the system refuses. What was at ``path`` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as file:
+        file.write(contents.encode() if isinstance(contents, str) else contents)
+    os.replace(_partial(path), path)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -229,47 +238,3 @@ def sound_checkpoint(path: Path) -> tuple[Path, str | None]:
     if previous(path).is_file() and damage(previous(path)) is None:
         return previous(path), wrong
     raise DamagedCheckpointError(f"{path}: {wrong}. Use another checkpoint; there is no earlier one beside it.")
-
-
-class DurableCheckpointIO(CheckpointIO):
-    """Lightning's plugin around :func:`write_checkpoint` and :func:`sound_checkpoint`.
-
-    Lightning's own writes to the system's folder for temporary files and moves: across file systems that is a copy,
-    which a kill leaves half done in the place of the last good checkpoint.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
-    ) -> None:
-        """Write a checkpoint, unless a weight is NaN or infinite.
-
-        Raises:
-            CheckpointError: If the system refuses.
-            NotFiniteError: If the weights are of no use. What was at ``path`` is untouched.
-        """
-        for name, value in checkpoint.get("state_dict", {}).items():
-            # A sum is infinite or NaN where one of its terms is, and five times as fast as isfinite().
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                continue
-            if not value.sum(dtype=torch.float32).isfinite() and not value.isfinite().all():
-                raise NotFiniteError(f"{name} is NaN or infinite")
-        write_checkpoint(checkpoint, Path(path))
-
-    def load_checkpoint(
-        self,
-        path: str | os.PathLike[str],
-        map_location: Callable[..., Any] | None = lambda storage, location: storage,
-        weights_only: bool | None = None,
-    ) -> dict[str, Any]:
-        """Read a checkpoint, or where it is damaged the one before it, without running any code of its own."""
-        sound, wrong = sound_checkpoint(Path(path))
-        if wrong is not None:
-            rank_zero_warn(f"{path}: {wrong}. Took {sound} instead.")
-        checkpoint: dict[str, Any] = torch.load(sound, map_location=map_location, weights_only=True)
-        return checkpoint
-
-    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove a checkpoint and what lies beside it."""
-        for file in (Path(path), previous(Path(path))):
-            file.unlink(missing_ok=True)
-            sidecar(file).unlink(missing_ok=True)

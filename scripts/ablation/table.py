@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from callbacks.checkpoints.files import write_whole
 
 Run = Mapping[str, Any]
 BASELINE = "baseline"
@@ -502,25 +503,9 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
     return [read_run(path) for path in sorted(folder.glob("*/summary.json"))]
 
 
-def write_text(path: Path, text: str) -> None:
-    """:func:`write_whole` for text."""
-    write_whole(path, text.encode())
-
-
-def write_whole(path: Path, contents: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(contents)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_comparison(folder: Path, runs: Sequence[Run]) -> list[Path]:
     """Write ``table.md``, ``curves.png`` and ``figure1.png`` of comparable runs; which of them there are."""
-    write_text(folder / "table.md", f"# Ablations\n\n{markdown(runs)}")
+    write_whole(folder / "table.md", f"# Ablations\n\n{markdown(runs)}")
     written = [folder / "table.md"]
     for name, figure in (("curves.png", curves_figure(runs)), ("figure1.png", figure1(runs))):
         if figure is not None:

@@ -24,13 +24,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from callbacks.checkpoints.files import (
     CheckpointError,
     DamagedCheckpointError,
-    DurableCheckpointIO,
     NotFiniteError,
     damage,
     previous,
     sound_checkpoint,
 )
-from callbacks.stop_and_resume import StopAndResume, epochs_and_batches
+from callbacks.checkpoints.io import DurableCheckpointIO
+from callbacks.checkpoints.progress import epochs_and_batches
+from callbacks.stop_and_resume import StopAndResume
 from callbacks.stop_on_divergence import StopOnDivergence, account
 from datamodules import CIFAR10DataModule, sources
 from running.errors import refuse
@@ -78,7 +79,7 @@ def one_line_failures(trainer: Trainer) -> Iterator[None]:
         refuse(str(error), status=1)
 
 
-class OneLineParser(LightningArgumentParser):
+class FitParser(LightningArgumentParser):
     """jsonargparse's parser with its complaints on one line."""
 
     flags: ClassVar[dict[Any, str]] = {}  # ``nearest_neighbours`` of NearestNeighbours, and so on
@@ -103,7 +104,7 @@ def under_its_flag(error: ValueError) -> str:
     if message.startswith("--"):
         return message
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    owners = [OneLineParser.flags.get(type(frame.f_locals.get("self"))) for frame in frames]
+    owners = [FitParser.flags.get(type(frame.f_locals.get("self"))) for frame in frames]
     flag = next((owner for owner in reversed(owners) if owner), "trainer")
     if not message.endswith("."):
         message += ". See `python scripts/fit.py fit --help` for what there is."
@@ -121,7 +122,7 @@ class ExperimentCLI(LightningCLI):
         default = {"default_config_files": [str(CONFIGS / "default.yaml")]}
         super().__init__(
             *args,
-            parser_class=OneLineParser,
+            parser_class=FitParser,
             parser_kwargs={name: dict(default) for name in SUBCOMMANDS},
             auto_configure_optimizers=False,
             **kwargs,

@@ -17,7 +17,7 @@ def refuse(message: str, status: int = 2) -> NoReturn:
     raise SystemExit(status)
 
 
-class OneLineParser(argparse.ArgumentParser):
+class ScriptParser(argparse.ArgumentParser):
     """argparse with its complaint on one line.
 
     Args:

@@ -23,6 +23,7 @@ from rich.table import Table
 from datamodules import CIFAR10DataModule
 from datamodules.sources import count_overlap
 from lightning_modules import AlexNetClassifier
+from running.machine import processor
 
 Stage = Literal["train", "val", "test"]
 
@@ -176,7 +177,7 @@ def report(trainer: Trainer, trained: dict[str, Any], seconds: float, config: An
         "seconds": round(seconds, 1),
         "seed": config.seed_everything,
         "command": shlex.join(["python", *sys.argv]),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {trainer.num_devices} x {trainer.accelerator.name()}",
+        "machine": f"{processor()}, {os.cpu_count()} cores, {trainer.num_devices} x {trainer.accelerator.name()}",
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -228,12 +229,3 @@ def _number(value: Any) -> float | None:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def _processor() -> str:
-    """The processor's name; ``platform`` leaves it out on Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

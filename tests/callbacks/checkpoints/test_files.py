@@ -22,7 +22,6 @@ from callbacks.checkpoints import files as checkpoint_io
 from callbacks.checkpoints.files import (
     CheckpointError,
     DamagedCheckpointError,
-    DurableCheckpointIO,
     NotFiniteError,
     damage,
     previous,
@@ -30,6 +29,7 @@ from callbacks.checkpoints.files import (
     sound_checkpoint,
     write_checkpoint,
 )
+from callbacks.checkpoints.io import DurableCheckpointIO
 
 PATH = Path("run/checkpoints/last.ckpt")
 
