@@ -58,6 +58,8 @@ class ImageSet(Dataset[RawBatch]):
         places = torch.tensor(index)
         return RawBatch(self.images[self.indices[places]], self.targets[self.indices[places]], places, self.view)
 
+    fetch = __getitems__
+
 
 class EpochSampler(DistributedSampler[RawBatch]):
     """Which images this process takes, in which order: a function of (seed, epoch), so a resumed run can repeat it.
