@@ -1,10 +1,23 @@
 """Callbacks that look into the network and write what they see to TensorBoard and to PNG files."""
 
-from callbacks.activation_stats import ActivationStats as ActivationStats
-from callbacks.confusion_matrix import ConfusionMatrix as ConfusionMatrix
-from callbacks.conv1_filters import Conv1Filters as Conv1Filters
-from callbacks.embedding_projector import EmbeddingProjector as EmbeddingProjector
-from callbacks.nearest_neighbours import NearestNeighbours as NearestNeighbours
-from callbacks.overview import Overview as Overview
-from callbacks.predictions import Predictions as Predictions
-from callbacks.training_health import TrainingHealth as TrainingHealth
+from callbacks.activation_stats import ActivationStats
+from callbacks.base import Looking
+from callbacks.confusion_matrix import ConfusionMatrix
+from callbacks.conv1_filters import Conv1Filters
+from callbacks.embedding_projector import EmbeddingProjector
+from callbacks.nearest_neighbours import NearestNeighbours
+from callbacks.overview import Overview
+from callbacks.predictions import Predictions
+from callbacks.training_health import TrainingHealth
+
+# All that looks at a run, in this order: the key is its section in a config and the name of its file.
+LOOKS: dict[str, type[Looking]] = {
+    "conv1_filters": Conv1Filters,
+    "nearest_neighbours": NearestNeighbours,
+    "predictions": Predictions,
+    "confusion_matrix": ConfusionMatrix,
+    "activation_stats": ActivationStats,
+    "embedding_projector": EmbeddingProjector,
+    "overview": Overview,
+    "training_health": TrainingHealth,
+}

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
-from callbacks.base import AtEpochs, evenly_spaced_images
-from callbacks.nearest_neighbours import Embeds
-from callbacks.writing import looking, write_scalars
+from callbacks.base import EveryNEpochs, Stage, check_at_least, evenly_spaced_images, looking, model_of, write_scalars
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 
@@ -30,24 +28,17 @@ class LayerStats(NamedTuple):
 
 
 def layer_stats(activations: Tensor) -> LayerStats:
-    """Measure a layer's activations.
-
-    Args:
-        activations: ``(B, C, ...)`` float, after the activation function.
-    """
+    """Measure a layer's activations ``(B, C, ...)``, after the activation function."""
     values = activations.detach().float()
     alive = (values != 0).transpose(0, 1).flatten(1).any(1)  # (C,); NaN is alive, and shows in the scale
     return LayerStats(1 - alive.float().mean().item(), values.square().mean().sqrt().item())
 
 
 @contextmanager
-def watching(network: nn.Module, layers: Sequence[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Within the block, ``see(name, output)`` at every call of the layers, before the activation function.
+def forward_hooks(network: nn.Module, layers: Sequence[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within the block, ``see(name, output)`` at every eager call of a layer, before the activation function.
 
-    Args:
-        network: Its layers are submodules of these names, called eagerly.
-        layers: Those that don't exist are left out.
-        see: Looks.
+    Layers are children of the network of these names; those that don't exist are left out.
     """
     children = dict(network.named_children())
     handles = [
@@ -62,32 +53,27 @@ def watching(network: nn.Module, layers: Sequence[str], see: Callable[[str, Tens
             handle.remove()
 
 
-def measure(network: nn.Module, run: Callable[[], Any], layers: Sequence[str] = LAYERS) -> dict[str, LayerStats]:
-    """Measure layers while something runs through the network.
+def measure(network: nn.Module, run: Callable[[], Any]) -> dict[str, LayerStats]:
+    """Measure the network's ``LAYERS`` while ``run`` runs images through it, eagerly.
 
-    Args:
-        network: Its layers are submodules of these names; ``act``, if it has one, is the activation function that
-            follows each, else it is taken for ReLU.
-        run: Runs images through the network, eagerly.
-        layers: Those that don't exist are left out.
+    ``network.act``, if it has one, is the activation function that follows each; else it is taken for ReLU.
 
     Returns:
         For each layer that was called; the newest call counts.
     """
     found: dict[str, LayerStats] = {}
-    act = getattr(network, "act", None)
-    tanh = isinstance(act, nn.Tanh)
+    tanh = isinstance(getattr(network, "act", None), nn.Tanh)
 
     def keep(name: str, output: Tensor) -> None:
         # The layer's output, before an activation function that works in place: so it is applied to a copy.
         found[name] = layer_stats(output.tanh() if tanh else output.relu())
 
-    with watching(network, layers, keep):
+    with forward_hooks(network, LAYERS, keep):
         run()
     return found
 
 
-class ActivationStats(AtEpochs):
+class ActivationStats(EveryNEpochs):
     """Log each layer's dead units and activation scale, on a fixed batch of validation images.
 
     ``dead/conv1`` is the fraction of channels that are zero on all of these images, ``activation_scale/conv1`` the root
@@ -103,25 +89,24 @@ class ActivationStats(AtEpochs):
         TypeError: If model or DataModule lack what it needs (when fit begins).
     """
 
-    of_datamodule: ClassVar[tuple[str, ...]] = ("query_dataloader",)
-    of_model: ClassVar[tuple[str, ...]] = ("embed",)
+    of_datamodule = ("query_dataloader",)
+    of_model = ("net", "embed")
 
     def __init__(self, every_n_epochs: int = 1, num_images: int = 64, enabled: bool = True) -> None:
         super().__init__(every_n_epochs, enabled)
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        check_at_least(1, num_images=num_images)
         self.num_images = num_images
 
-    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
-        """Measure, and log."""
+    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
+        model = model_of(pl_module)
         with looking(pl_module):
-            fetched = evenly_spaced_images(trainer, "val", self.num_images)
+            fetched = evenly_spaced_images(trainer, stage, self.num_images)
             if fetched is None:
                 self.warn("no validation images to measure on.")
                 return
             with trainer.precision_plugin.forward_context():  # the precision of training and validation
                 # embed() runs the layers themselves: a compiled network would pass by their hooks.
-                stats = measure(pl_module.get_submodule("net"), lambda: cast(Embeds, pl_module).embed(fetched[0]))
+                stats = measure(model.net, lambda: model.embed(fetched[0]))
         values = {f"dead/{name}": layer.dead for name, layer in stats.items()}
         values |= {f"activation_scale/{name}": layer.scale for name, layer in stats.items()}
         if values:

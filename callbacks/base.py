@@ -1,30 +1,73 @@
-"""AtEpochs: when a callback looks at the network. And how it gets the few images that it looks at each time."""
+"""What callbacks that look at a run share: what they may ask for, where they write what they saw, when they look."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
-from torch.utils.data import DataLoader
+from lightning.pytorch.utilities.seed import isolate_rng
+from PIL import Image
+from torch import Tensor, nn
 
 from callbacks.checkpoints.progress import trained_epochs
 
+Stage = Literal["val", "test"]
 
-class HasImages(Protocol):
-    """What callbacks that show images ask of the DataModule: a part of ``retrieval.HasGallery``."""
+
+# ---- the two contracts -------------------------------------------------------------------------------------
+
+
+class LookedAtModel(Protocol):
+    """What callbacks ask of a LightningModule. Each asks for the part that its ``of_model`` names."""
+
+    net: nn.Module
+    """The network: its layers are submodules by the names of their paper's layers, ``conv1`` to ``fc8``."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images ``(B, 3, H, W)`` to features ``(B, D)``: fc7's activations."""
+
+    def log_probabilities(self, images: Tensor) -> Tensor:
+        """Images ``(B, 3, H, W)`` to log-probabilities ``(B, C)``."""
+
+
+class LookedAtData(Protocol):
+    """What callbacks ask of a DataModule. Each asks for the part that its ``of_datamodule`` names.
+
+    Both loaders are a ``DataLoader`` of batches, of ``batch_size`` and in order, that :func:`to_model` takes. Their
+    datasets have a length, and ``fetch(places)``, which gives the images at a list of places as one such batch.
+    """
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names in the order of the labels."""
 
-    def query_dataloader(self, stage: Literal["val", "test"]) -> DataLoader[Any]:
-        """The validation or test images, in order, in every process. Its dataset fetches ``__getitems__(places)``."""
+    def gallery_dataloader(self) -> Any:
+        """All training images, not augmented, in every process."""
+
+    def query_dataloader(self, stage: Stage) -> Any:
+        """The validation or test images, likewise."""
 
     def to_rgb(self, images: Tensor) -> Tensor:
         """Model-ready images ``(B, 3, H, W)`` to float RGB in ``[0, 1]``."""
+
+
+def datamodule_of(trainer: Trainer) -> LookedAtData:
+    """The run's DataModule; :class:`Looking` has checked at the start that it has what is asked of it."""
+    return cast(LookedAtData, cast(Any, trainer).datamodule)
+
+
+def model_of(pl_module: LightningModule) -> LookedAtModel:
+    """The LightningModule as the contract has it; :class:`Looking` has checked it likewise."""
+    return cast(LookedAtModel, pl_module)
+
+
+# ---- images, and the network in evaluation mode ------------------------------------------------------------
 
 
 def evenly_spaced(size: int, count: int) -> list[int]:
@@ -36,106 +79,206 @@ def evenly_spaced(size: int, count: int) -> list[int]:
     return [i * size // count for i in range(count)]
 
 
-def fetch(trainer: Trainer, loader: DataLoader[Any], places: list[int]) -> tuple[Tensor, Tensor]:
-    """Fetch images of a loader's dataset as the network takes them, on its device and in its precision.
+def fetch(trainer: Trainer, loader: Any, places: list[int]) -> tuple[Tensor, Tensor]:
+    """The images at B places of a loader's dataset, and their targets: see :func:`to_model`."""
+    return to_model(trainer, loader.dataset.fetch(places))
 
-    Args:
-        trainer: Moves the batch to the device.
-        loader: One of :class:`HasImages`.
-        places: B places in its dataset.
+
+def to_model(trainer: Trainer, batch: Any) -> tuple[Tensor, Tensor]:
+    """A loader's batch as the network takes it, on its device and in its precision.
 
     Returns:
         Images ``(B, 3, H, W)`` and targets ``(B,)`` int64.
     """
-    images, targets = trainer.strategy.batch_to_device(cast(Any, loader.dataset).__getitems__(places))
+    images, targets = trainer.strategy.batch_to_device(batch)
     return trainer.precision_plugin.convert_input(images), targets
 
 
-def evenly_spaced_images(trainer: Trainer, stage: Literal["val", "test"], count: int) -> tuple[Tensor, Tensor] | None:
-    """Fetch ``count`` images of the stage, the same at every call: see :func:`fetch`. None where there are none."""
-    loader = cast(HasImages, cast(Any, trainer).datamodule).query_dataloader(stage)
-    size = len(cast(Any, loader.dataset))
+def evenly_spaced_images(trainer: Trainer, stage: Stage, count: int) -> tuple[Tensor, Tensor] | None:
+    """Fetch ``count`` images of the stage, the same at every call; None where there are none. See :func:`fetch`."""
+    loader = datamodule_of(trainer).query_dataloader(stage)
+    size = len(loader.dataset)
     return fetch(trainer, loader, evenly_spaced(size, count)) if size else None
 
 
-class AtEpochs(Callback):
-    """Call ``look`` before the first step, every few epochs and at the end of fit: at no step twice.
+@contextmanager
+def looking(pl_module: LightningModule) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module's mode and all random-number states are as before.
 
-    A subclass says what there is to see. Nothing happens in ``fast_dev_run`` or where ``enabled`` is False.
+    Iterating a ``DataLoader`` draws a random number, which is why the states are kept too: a training run with a
+    callback and one without it must stay the same, bit for bit.
+    """
+    modes = [(module, module.training) for module in pl_module.modules()]
+    with isolate_rng(), torch.no_grad():
+        pl_module.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:  # one by one: a frozen part may be in evaluation mode during training
+                module.training = mode
+
+
+# ---- where it is written -----------------------------------------------------------------------------------
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """Where a run's files go. To be called in every process: they agree on it."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
+    """The run's TensorBoard loggers; none but in the first process, which alone writes."""
+    loggers = trainer.loggers if trainer.is_global_zero else []
+    return [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def new_file(trainer: Trainer, filename: str) -> Path | None:
+    """A path in the run's folder, whose own folder is made; None but in the first process. Call it in every one."""
+    path = run_folder(trainer) / filename
+    if not trainer.is_global_zero:
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_image(trainer: Trainer, tag: str, filename: str, image: Tensor) -> None:
+    """Give an image to every TensorBoard logger, at the trainer's step, and save it as PNG in the run's folder.
+
+    To be called in every process. ``filename`` is a path below that folder, where an older file is replaced; the image
+    is ``(3, H, W)`` uint8.
+    """
+    path = new_file(trainer, filename)
+    if path is not None:
+        Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(path)
+    for logger in tensorboards(trainer):
+        logger.experiment.add_image(tag, image, global_step=trainer.global_step)
+
+
+def write_text(trainer: Trainer, tag: str, text: str, filename: str | None = None) -> None:
+    """Give markdown to every TensorBoard logger, likewise, and save it if it has a file's name."""
+    path = new_file(trainer, filename) if filename is not None else None
+    if path is not None:
+        path.write_text(text + "\n", encoding="utf-8")
+    for logger in tensorboards(trainer):
+        logger.experiment.add_text(tag, text, global_step=trainer.global_step)
+
+
+def write_scalars(trainer: Trainer, values: Mapping[str, float]) -> None:
+    """Give values to every logger, at the trainer's step. Loggers themselves write in the first process only."""
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(values), step=trainer.global_step)
+
+
+# ---- when --------------------------------------------------------------------------------------------------
+
+
+def check_at_least(least: int, **arguments: int) -> None:
+    """Raise a ``ValueError`` for the first argument, called by its name, that is below ``least``."""
+    for name, value in arguments.items():
+        if value < least:
+            raise ValueError(f"{name}: {value} is below {least}, expected a count. Choose {least} or more.")
+
+
+class Looking(Callback):
+    """A callback that looks at a run and changes nothing of it. Subclasses do nothing while ``disabled``.
 
     Args:
-        every_n_epochs: 1 looks after every epoch; 0 only at the start and at the end.
         enabled: False switches the callback off.
 
     Raises:
-        ValueError: If ``every_n_epochs`` is negative.
-        TypeError: If model or DataModule lack what the subclass asks for (when fit or test begins).
+        TypeError: If model or DataModule lack what the subclass asks for (when fit, validate or test begins).
     """
 
-    at_start: ClassVar[bool] = True  # whether there is something to see before the first step
-    of_datamodule: ClassVar[tuple[str, ...]] = ("class_names", "query_dataloader", "to_rgb")
-    of_model: ClassVar[tuple[str, ...]] = ()
+    of_datamodule: ClassVar[tuple[str, ...]] = ()  # parts of LookedAtData
+    of_model: ClassVar[tuple[str, ...]] = ()  # parts of LookedAtModel
 
-    def __init__(self, every_n_epochs: int, enabled: bool) -> None:
+    def __init__(self, enabled: bool = True) -> None:
         super().__init__()
-        if every_n_epochs < 0:
-            raise ValueError(f"every_n_epochs must be 0 (start and end only) or more, got {every_n_epochs}")
-        self.every_n_epochs = every_n_epochs
         self.enabled = enabled
-        self._looked: int | None = None  # step of the newest look in fit
-        self._loaded_epochs: int | None = None  # how long the checkpoint under test was trained
 
-    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
-        """Look at a network that was trained for so many epochs. Called in every process."""
-        raise NotImplementedError
-
-    def off(self, trainer: Trainer) -> bool:
-        """Whether nothing is to be done."""
-        return not self.enabled or bool(getattr(trainer, "fast_dev_run", False))
+    def disabled(self, trainer: Trainer) -> bool:
+        """Whether nothing is to be done: it is switched off, or ``fast_dev_run`` is on."""
+        return not self.enabled or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
     def warn(self, message: str) -> None:
         """Warn, in the callback's name, in the first process."""
         rank_zero_warn(f"{type(self).__name__}: {message}")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out at once, not after hours of training, if something is missing. Forget an earlier run."""
-        self._looked = self._loaded_epochs = None
-        if self.off(trainer):
+        """Find out at once, not after hours of training, if something is missing."""
+        if self.disabled(trainer):
             return
-        name = type(self).__name__
         datamodule = getattr(trainer, "datamodule", None)
-        if not all(hasattr(datamodule, wanted) for wanted in self.of_datamodule):
-            raise TypeError(
-                f"{name} needs a datamodule with {', '.join(self.of_datamodule)}, got {type(datamodule).__name__}"
-            )
-        if not all(callable(getattr(pl_module, wanted, None)) for wanted in self.of_model):
-            raise TypeError(f"{name} needs a model with {', '.join(self.of_model)}, got {type(pl_module).__name__}")
+        asked = (("datamodule", datamodule, self.of_datamodule), ("model", pl_module, self.of_model))
+        for what, owner, parts in asked:
+            if any(getattr(owner, part, None) is None for part in parts):
+                needs = f"{type(self).__name__} needs a {what} with {', '.join(parts)}"
+                raise TypeError(f"{needs}, got {type(owner).__name__}")
+
+
+class EveryNEpochs(Looking):
+    """Call ``look`` before the first step, every few epochs and at the end of fit: at no step twice.
+
+    A subclass says in ``look`` what there is to see, and by ``at_start``, ``at_end`` and ``at_test`` when besides.
+
+    Args:
+        every_n_epochs: 1 looks after every epoch; 0 after none, but at the start and at the end.
+        enabled: False switches the callback off.
+
+    Raises:
+        ValueError: If ``every_n_epochs`` is negative.
+        TypeError: As :class:`Looking`.
+    """
+
+    at_start: bool = True  # before the first step of fit
+    at_end: bool = True  # after the last one
+    at_test: bool = False  # at the end of test
+
+    def __init__(self, every_n_epochs: int = 1, enabled: bool = True) -> None:
+        super().__init__(enabled)
+        check_at_least(0, every_n_epochs=every_n_epochs)
+        self.every_n_epochs = every_n_epochs
+        self._looked: int | None = None  # step of the newest look in fit
+        self._loaded_epochs: int | None = None  # how long the checkpoint under test was trained
+
+    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
+        """Look at a network that was trained for so many epochs: ``val`` in fit, ``test`` in test.
+
+        Called in every process, without gradients.
+        """
+        raise NotImplementedError
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check what is asked for, and forget an earlier run."""
+        super().setup(trainer, pl_module, stage)
+        self._looked = self._loaded_epochs = None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remember how many epochs a checkpoint was trained for."""
         self._loaded_epochs = trained_epochs(checkpoint)
 
+    def epochs_under_test(self, trainer: Trainer) -> int:
+        """How many epochs the network under test was trained for."""
+        return trainer.current_epoch if self._loaded_epochs is None else self._loaded_epochs
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the initial weights, or those that training goes on from."""
         if self.at_start:
             self._look_once(trainer, pl_module, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look if it is this epoch's turn."""
         done = trainer.current_epoch + 1
         if self.every_n_epochs and done % self.every_n_epochs == 0:
             self._look_once(trainer, pl_module, done)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the trained network, unless the last epoch's turn just did."""
-        self._look_once(trainer, pl_module, trainer.current_epoch)
+        if self.at_end:
+            self._look_once(trainer, pl_module, trainer.current_epoch)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.at_test and not self.disabled(trainer):  # gradients are off anyway
+            self.look(trainer, pl_module, self.epochs_under_test(trainer), "test")
 
     def _look_once(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
-        if not self.off(trainer) and self._looked != trainer.global_step:
+        if not self.disabled(trainer) and self._looked != trainer.global_step:
             self._looked = trainer.global_step
             with torch.no_grad():
-                self.look(trainer, pl_module, epochs)
-
-    def epochs_under_test(self, trainer: Trainer) -> int:
-        """How many epochs the network under test was trained for."""
-        return trainer.current_epoch if self._loaded_epochs is None else self._loaded_epochs
+                self.look(trainer, pl_module, epochs, "val")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,24 +11,13 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from callbacks.base import AtEpochs, HasImages
+from callbacks.base import EveryNEpochs, Stage, check_at_least, datamodule_of, write_image, write_text
 from callbacks.pure.confusion_panel import Pair, confusion_panel, confusion_text, most_confused
-from callbacks.writing import write_image, write_text
+
+THUMBNAIL = 32  # pixels: CIFAR-10's own size, so hundreds of kept images are nothing
 
 
-class Example(NamedTuple):
-    """An image that was taken for something else.
-
-    Attributes:
-        probability: That the network gave the wrong class, in ``[0, 1]``; -1 for no image.
-        image: ``(3, h, w)`` uint8 RGB on the CPU.
-    """
-
-    probability: float
-    image: Tensor
-
-
-class ConfusionMatrix(AtEpochs):
+class ConfusionMatrix(EveryNEpochs):
     """Draw and write down the confusion matrix, per-class accuracy and the most confused pairs, of val and of test.
 
     It counts what validation and test predict anyway: no image goes through the network for it. For that the
@@ -55,40 +44,33 @@ class ConfusionMatrix(AtEpochs):
             log-probabilities (at the first batch).
     """
 
-    at_start: ClassVar[bool] = False
-    of_datamodule: ClassVar[tuple[str, ...]] = ("class_names", "to_rgb")
+    at_start = False
+    of_datamodule = ("class_names", "to_rgb")
 
     def __init__(self, every_n_epochs: int = 1, pairs: int = 3, examples: int = 5, enabled: bool = True) -> None:
         super().__init__(every_n_epochs, enabled)
-        for name, value in {"pairs": pairs, "examples": examples}.items():
-            if value < 0:
-                raise ValueError(f"{name} must be 0 (none) or more, got {value}")
+        check_at_least(0, pairs=pairs, examples=examples)
         self.pairs = pairs
         self.examples = examples
         self.counts: Tensor | None = None
         self._counting: Tensor | None = None  # this process's, of the pass that goes on
-        self._examples: dict[tuple[int, int], list[Example]] = {}  # (target, predicted) -> surest first
+        # (target, predicted) -> the wrong class's probability and the image's thumbnail, surest first
+        self._examples: dict[tuple[int, int], list[tuple[float, Tensor]]] = {}
         self._undrawn: int | None = None  # a validation in fit that waits to be drawn: after so many epochs
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier run."""
         super().setup(trainer, pl_module, stage)
         self.counts = self._undrawn = None
 
-    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
         """Draw the newest validation, unless there was none since the last look."""
         if self._undrawn is not None:
-            self._draw(trainer, "val", self._undrawn)
+            self._draw(trainer, stage, self._undrawn)
             self._undrawn = None
 
-    # What is counted
-
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew."""
         self._counting = None
         self._examples = {}
-
-    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_batch_end(
         self,
@@ -100,7 +82,7 @@ class ConfusionMatrix(AtEpochs):
         dataloader_idx: int = 0,
     ) -> None:
         """Count a batch."""
-        if self.off(trainer) or trainer.sanity_checking:
+        if self.disabled(trainer) or trainer.sanity_checking:
             return
         if not isinstance(outputs, Mapping) or "log_probabilities" not in outputs:
             raise TypeError(
@@ -118,65 +100,50 @@ class ConfusionMatrix(AtEpochs):
                 surest = log_probabilities.float().amax(1).exp()
                 self._keep(trainer, images, targets.tolist(), predicted.tolist(), surest.tolist())
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sum over processes. In fit it is drawn at the epoch's end, if that is its turn; otherwise at once."""
+        if self.disabled(trainer) or trainer.sanity_checking:
+            return
+        counting = self._counting
+        if counting is None:  # more processes than images
+            classes = len(datamodule_of(trainer).class_names)
+            counting = torch.zeros((classes, classes), dtype=torch.int64, device=trainer.strategy.root_device)
+        self.counts = cast(Tensor, trainer.strategy.reduce(counting, reduce_op="sum")).cpu()
+        self._counting = None
+        if trainer.state.fn == "fit":
+            self._undrawn = trainer.current_epoch + 1
+        else:
+            self._draw(trainer, "test" if trainer.testing else "val", self.epochs_under_test(trainer))
+
+    on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
 
     def _keep(
         self, trainer: Trainer, images: Tensor, targets: list[int], predicted: list[int], surest: list[float]
     ) -> None:
         """Keep the images of whose wrong class the network is surest: a few for each pair of classes."""
-        best: dict[tuple[int, int], list[tuple[float, int]]] = {}
-        for i, key in enumerate(zip(targets, predicted, strict=True)):
-            if key[0] != key[1]:
-                best.setdefault(key, []).append((surest[i], i))
-        for key, wrong in best.items():
-            kept = self._examples.get(key, [])
-            least = kept[-1].probability if len(kept) == self.examples else -1.0
-            wrong = [(p, i) for p, i in sorted(wrong, key=lambda entry: -entry[0])[: self.examples] if p > least]
-            if wrong:
-                picked = images[[i for _, i in wrong]]
-                centres = picked if picked.ndim == 4 else picked[:, picked.shape[1] // 2 - (picked.shape[1] > 1)]
-                thumbs = _thumbnails(cast(HasImages, cast(Any, trainer).datamodule).to_rgb(centres.float()))
-                kept = kept + [Example(p, thumb) for (p, _), thumb in zip(wrong, thumbs, strict=True)]
-                self._examples[key] = sorted(kept, key=lambda example: -example.probability)[: self.examples]
+        for image, target, said, probability in zip(images, targets, predicted, surest, strict=True):
+            kept = self._examples.setdefault((target, said), [])
+            least = kept[-1][0] if len(kept) == self.examples else -1.0
+            if target != said and probability > least:
+                views = image[None] if image.ndim == 3 else image
+                centre = views[len(views) // 2 - (len(views) > 1)]
+                kept.append((probability, _thumbnail(datamodule_of(trainer).to_rgb(centre[None].float()))))
+                kept.sort(key=lambda example: -example[0])
+                del kept[self.examples :]
 
-    # What is shown
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sum over processes. In fit it is drawn at the epoch's end, if that is its turn; otherwise at once."""
-        if self.off(trainer) or trainer.sanity_checking:
-            return
-        self._sum(trainer)
-        if trainer.state.fn == "fit":
-            self._undrawn = trainer.current_epoch + 1
-        else:
-            self._draw(trainer, "val", self.epochs_under_test(trainer))
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sum over processes, and draw."""
-        if not self.off(trainer):
-            self._sum(trainer)
-            self._draw(trainer, "test", self.epochs_under_test(trainer))
-
-    def _sum(self, trainer: Trainer) -> None:
-        counting = self._counting
-        if counting is None:  # more processes than images
-            classes = len(cast(HasImages, cast(Any, trainer).datamodule).class_names)
-            counting = torch.zeros((classes, classes), dtype=torch.int64, device=trainer.strategy.root_device)
-        self.counts = cast(Tensor, trainer.strategy.reduce(counting, reduce_op="sum")).cpu()
-        self._counting = None
-
-    def _draw(self, trainer: Trainer, stage: str, epochs: int) -> None:
+    def _draw(self, trainer: Trainer, stage: Stage, epochs: int) -> None:
         assert self.counts is not None
-        names = cast(HasImages, cast(Any, trainer).datamodule).class_names
+        names = datamodule_of(trainer).class_names
         pairs = most_confused(self.counts, self.pairs)
         examples = self._gathered(trainer, pairs)
         title = f"{stage} images after epoch {epochs}"
         right, total = int(self.counts.diagonal().sum()), int(self.counts.sum())
         heading = f"{title}: {right} of {total} right, {100 * right / max(total, 1):.2f} %"
         name = f"confusion/{stage}_epoch_{epochs:03d}"
-        write_image(
-            trainer, f"confusion/{stage}", f"{name}.png", confusion_panel(self.counts, names, examples, heading)
-        )
+        panel = confusion_panel(self.counts, names, examples, heading)
+        write_image(trainer, f"confusion/{stage}", f"{name}.png", panel)
         write_text(trainer, f"confusion/{stage}", confusion_text(self.counts, names, pairs, heading), f"{name}.md")
 
     def _gathered(self, trainer: Trainer, pairs: list[Pair]) -> dict[Pair, list[Tensor]]:
@@ -184,9 +151,8 @@ class ConfusionMatrix(AtEpochs):
         if not pairs or not self.examples:
             return {}
         device = trainer.strategy.root_device
-        side = THUMBNAIL
         probabilities = torch.full((len(pairs), self.examples), -1.0)
-        images = torch.zeros((len(pairs), self.examples, 3, side, side), dtype=torch.uint8)
+        images = torch.zeros((len(pairs), self.examples, 3, THUMBNAIL, THUMBNAIL), dtype=torch.uint8)
         for row, pair in enumerate(pairs):
             for column, example in enumerate(self._examples.get((pair.target, pair.predicted), [])):
                 probabilities[row, column], images[row, column] = example
@@ -206,10 +172,7 @@ class ConfusionMatrix(AtEpochs):
         }
 
 
-THUMBNAIL = 32  # pixels: CIFAR-10's own size, so hundreds of kept images are nothing
-
-
-def _thumbnails(rgb: Tensor) -> Tensor:
-    """Images ``(B, 3, H, W)`` float RGB in ``[0, 1]`` as ``(B, 3, THUMBNAIL, THUMBNAIL)`` uint8 on the CPU."""
-    small = F.interpolate(rgb, (THUMBNAIL, THUMBNAIL), mode="bilinear", align_corners=False, antialias=True)
+def _thumbnail(rgb: Tensor) -> Tensor:
+    """An image ``(1, 3, H, W)`` float RGB in ``[0, 1]`` as ``(3, THUMBNAIL, THUMBNAIL)`` uint8 on the CPU."""
+    (small,) = F.interpolate(rgb, (THUMBNAIL, THUMBNAIL), mode="bilinear", align_corners=False, antialias=True)
     return small.clamp(0, 1).mul(255).round().to(torch.uint8).cpu()

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
-
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.base import AtEpochs, HasImages, evenly_spaced_images
-from callbacks.nearest_neighbours import Embeds
+from callbacks.base import (
+    EveryNEpochs,
+    Stage,
+    check_at_least,
+    datamodule_of,
+    evenly_spaced_images,
+    looking,
+    model_of,
+    tensorboards,
+    write_image,
+)
 from callbacks.pure.embedding_map import SPRITE, embedding_map, principal_axes
-from callbacks.writing import looking, write_image
 
 _BATCH = 128
 
 
-class EmbeddingProjector(AtEpochs):
+class EmbeddingProjector(EveryNEpochs):
     """Write fc7's features of some validation images, at the end of fit.
 
     Every TensorBoard logger's projector tab gets them with their images as sprites and the names of their classes, as
@@ -37,26 +42,25 @@ class EmbeddingProjector(AtEpochs):
         Krizhevsky et al. 2012, section 6.1: images are alike if their fc7 activations are near.
     """
 
-    at_start: ClassVar[bool] = False
-    of_model: ClassVar[tuple[str, ...]] = ("embed",)
+    at_start = False
+    of_datamodule = ("class_names", "query_dataloader", "to_rgb")
+    of_model = ("embed",)
 
     def __init__(self, every_n_epochs: int = 0, num_images: int = 300, enabled: bool = True) -> None:
         super().__init__(every_n_epochs, enabled)
-        if num_images < 2:
-            raise ValueError(f"num_images must be at least 2, got {num_images}")
+        check_at_least(2, num_images=num_images)
         self.num_images = num_images
 
-    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
-        """Embed the images, and write."""
-        datamodule = cast(HasImages, cast(Any, trainer).datamodule)
+    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
+        datamodule = datamodule_of(trainer)
         with looking(pl_module):
-            fetched = evenly_spaced_images(trainer, "val", self.num_images)
+            fetched = evenly_spaced_images(trainer, stage, self.num_images)
             if fetched is None:
                 self.warn("no validation images to embed.")
                 return
             images, targets = fetched
             with trainer.precision_plugin.forward_context():  # the precision of training and validation
-                features = [cast(Embeds, pl_module).embed(part).flatten(1).float() for part in images.split(_BATCH)]
+                features = [model_of(pl_module).embed(part).flatten(1).float() for part in images.split(_BATCH)]
             rgb = datamodule.to_rgb(images.float())
             sprites = F.interpolate(rgb, (SPRITE, SPRITE), mode="bilinear", antialias=True).clamp(0, 1).cpu()
         embeddings = torch.cat(features).cpu()
@@ -65,16 +69,14 @@ class EmbeddingProjector(AtEpochs):
             return
         points = principal_axes(embeddings)
         classes, names = targets.tolist(), datamodule.class_names
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.add_embedding(
-                    points,
-                    metadata=[names[target] for target in classes],
-                    label_img=sprites,  # float in [0, 1]: uint8 would come out white
-                    global_step=trainer.global_step,
-                    tag="fc7",
-                )
+        for logger in tensorboards(trainer):
+            logger.experiment.add_embedding(
+                points,
+                metadata=[names[target] for target in classes],
+                label_img=sprites,  # float in [0, 1]: uint8 would come out white
+                global_step=trainer.global_step,
+                tag="fc7",
+            )
         flat = F.pad(points, (0, max(0, 2 - points.shape[1])))[:, :2]
-        title = f"val images after epoch {epochs}"
-        picture = embedding_map(flat, sprites, classes, names, title)
-        write_image(trainer, "embedding/val", f"embedding/val_epoch_{epochs:03d}.png", picture)
+        picture = embedding_map(flat, sprites, classes, names, f"{stage} images after epoch {epochs}")
+        write_image(trainer, f"embedding/{stage}", f"embedding/{stage}_epoch_{epochs:03d}.png", picture)

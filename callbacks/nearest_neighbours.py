@@ -8,50 +8,30 @@ share the query's class: a measure of the features that no classifier is needed 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from callbacks.base import evenly_spaced
-from callbacks.checkpoints.progress import trained_epochs
+from callbacks.base import (
+    EveryNEpochs,
+    LookedAtModel,
+    Stage,
+    check_at_least,
+    datamodule_of,
+    evenly_spaced,
+    looking,
+    model_of,
+    write_image,
+    write_scalars,
+)
 from callbacks.pure.knn import NeighbourSearch, merge_neighbours, retrieval_precision
 from callbacks.pure.retrieval_panel import retrieval_panel
-from callbacks.writing import looking, write_image, write_scalars
 
 _ROWS_AT_A_TIME = 2048  # gallery features that are gathered before the search takes them: large products are fast
-
-
-class Embeds(Protocol):
-    """What the callback asks of the LightningModule."""
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Images ``(B, 3, H, W)`` to features ``(B, D)``."""
-
-
-class HasGallery(Protocol):
-    """What the callback asks of the DataModule.
-
-    Its loaders give batches, of ``batch_size`` and in order, that ``trainer.strategy.batch_to_device`` makes into
-    model-ready images and int64 targets; their datasets' ``__getitems__(places)`` gives such a batch too.
-    """
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names in the order of the labels."""
-
-    def gallery_dataloader(self) -> DataLoader[Any]:
-        """All training images, not augmented, in every process."""
-
-    def query_dataloader(self, stage: Literal["val", "test"]) -> DataLoader[Any]:
-        """The validation or test images, likewise."""
-
-    def to_rgb(self, images: Tensor) -> Tensor:
-        """Model-ready images ``(B, 3, H, W)`` to float RGB in ``[0, 1]``."""
 
 
 class Retrieved(NamedTuple):
@@ -92,7 +72,7 @@ def spread_queries(targets: Sequence[int], count: int) -> list[int]:
 
 
 def retrieve(
-    trainer: Trainer, module: Embeds, gallery: DataLoader[Any], queries: Iterable[Any], k: int
+    trainer: Trainer, module: LookedAtModel, gallery: DataLoader[Any], queries: Iterable[Any], k: int
 ) -> Retrieved | None:
     """Find the gallery images nearest to each query. To be called in every process, inside ``looking``.
 
@@ -150,7 +130,7 @@ def retrieve(
     return Retrieved(squared.sqrt().float(), indices, query_targets, gallery_targets[indices])
 
 
-def _embed(trainer: Trainer, module: Embeds, batch: Any) -> tuple[Tensor, Tensor]:
+def _embed(trainer: Trainer, module: LookedAtModel, batch: Any) -> tuple[Tensor, Tensor]:
     """Features ``(B, D)`` float32 and targets ``(B,)`` of a batch as its loader gave it."""
     images, targets = trainer.strategy.batch_to_device(batch)
     images = trainer.precision_plugin.convert_input(images)
@@ -159,7 +139,7 @@ def _embed(trainer: Trainer, module: Embeds, batch: Any) -> tuple[Tensor, Tensor
     return features.flatten(1).float(), targets
 
 
-class NearestNeighbours(Callback):
+class NearestNeighbours(EveryNEpochs):
     """Show the training images nearest to some queries, and log retrieval precision, at the end of fit and of test.
 
     In ``fit`` the queries are the validation images, in ``test`` the test images. The image goes to every TensorBoard
@@ -183,11 +163,16 @@ class NearestNeighbours(Callback):
 
     Raises:
         ValueError: If an argument is out of range.
-        TypeError: If there is no DataModule with a gallery (when fit or test begins).
+        TypeError: If model or DataModule lack what it needs (when fit or test begins).
 
     Source:
         Krizhevsky et al. 2012, section 6.1 and Figure 4, right.
     """
+
+    at_start = False
+    at_test = True
+    of_datamodule = ("gallery_dataloader", "query_dataloader", "to_rgb", "class_names")
+    of_model = ("embed",)
 
     def __init__(
         self,
@@ -199,85 +184,35 @@ class NearestNeighbours(Callback):
         precision_at: Sequence[int] = (1, 5, 10),
         enabled: bool = True,
     ) -> None:
-        super().__init__()
-        if every_n_epochs < 0:
-            raise ValueError(f"every_n_epochs must be 0 (end only) or more, got {every_n_epochs}")
-        for name, value in {"max_queries": max_queries, "num_queries": num_queries, "k": k}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if any(value < 1 for value in precision_at):
-            raise ValueError(f"each precision_at must be at least 1, got {list(precision_at)}")
-        self.every_n_epochs = every_n_epochs
-        self.after_fit = after_fit
+        super().__init__(every_n_epochs, enabled)
+        check_at_least(1, max_queries=max_queries, num_queries=num_queries, k=k)
+        for value in precision_at:
+            check_at_least(1, precision_at=value)
+        self.at_end = after_fit
         self.max_queries = max_queries
         self.num_queries = num_queries
         self.k = k
         self.precision_at = tuple(precision_at)
-        self.enabled = enabled
         self.precision: dict[str, float] = {}
-        self._looked: int | None = None  # step of the newest look in fit
-        self._loaded_epochs: int | None = None  # how long the checkpoint under test was trained
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out at once, not after hours of training, if something is missing."""
-        if not self.enabled or stage not in ("fit", "test"):
-            return
-        datamodule = getattr(trainer, "datamodule", None)
-        wanted = ("gallery_dataloader", "query_dataloader", "to_rgb", "class_names")
-        if datamodule is None or not all(hasattr(datamodule, name) for name in wanted):
-            raise TypeError(
-                f"NearestNeighbours needs a datamodule with {', '.join(wanted)}, got {type(datamodule).__name__}"
-            )
-        if not callable(getattr(pl_module, "embed", None)):
-            raise TypeError(f"NearestNeighbours needs a model with embed(images), got {type(pl_module).__name__}")
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remember how many epochs a checkpoint was trained for."""
-        self._loaded_epochs = trained_epochs(checkpoint)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier run."""
-        self._looked = self._loaded_epochs = None
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look if it is this epoch's turn."""
-        done = trainer.current_epoch + 1
-        if self.every_n_epochs and done % self.every_n_epochs == 0:
-            self._looked = trainer.global_step
-            self._look(trainer, pl_module, "val", done)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the trained network, unless the last epoch's turn just did."""
-        if self.after_fit and self._looked != trainer.global_step:
-            self._look(trainer, pl_module, "val", trainer.current_epoch)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the network under test."""
-        epochs = trainer.current_epoch if self._loaded_epochs is None else self._loaded_epochs
-        self._look(trainer, pl_module, "test", epochs)
-
-    def _look(self, trainer: Trainer, pl_module: LightningModule, stage: Literal["val", "test"], epochs: int) -> None:
-        if not self.enabled or getattr(trainer, "fast_dev_run", False):
-            return
-        datamodule = cast(HasGallery, getattr(trainer, "datamodule", None))
+    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
+        datamodule = datamodule_of(trainer)
         gallery, queries = datamodule.gallery_dataloader(), datamodule.query_dataloader(stage)
-        in_gallery, available = len(cast(Any, gallery.dataset)), len(cast(Any, queries.dataset))
+        in_gallery, available = len(gallery.dataset), len(queries.dataset)
         if not in_gallery or not available:
-            rank_zero_warn(f"NearestNeighbours: no {stage} or no training images, so there is nothing to retrieve.")
+            self.warn(f"no {stage} or no training images, so there is nothing to retrieve.")
             return
         with looking(pl_module):
             k = min(max([self.k, *self.precision_at]), in_gallery)
             places = evenly_spaced(available, self.max_queries)
-            size = cast(int, queries.batch_size)
-            parts = (places[i : i + size] for i in range(0, len(places), size))
-            batches = (cast(Any, queries.dataset).__getitems__(part) for part in parts)
-            found = retrieve(trainer, cast(Embeds, pl_module), gallery, batches, k)
+            size = queries.batch_size
+            batches = (queries.dataset.fetch(places[i : i + size]) for i in range(0, len(places), size))
+            found = retrieve(trainer, model_of(pl_module), gallery, batches, k)
             if found is None:
-                rank_zero_warn(f"NearestNeighbours: features are NaN or infinite after epoch {epochs}: nothing shown.")
+                self.warn(f"features are NaN or infinite after epoch {epochs}: nothing shown.")
                 return
-            image = self._panel(
-                trainer, datamodule, gallery, queries, places, found, f"{stage} images after epoch {epochs}"
-            )
+            title = f"{stage} images after epoch {epochs}"
+            image = self._panel(trainer, gallery, queries, places, found, title)
         # Asked for 10 neighbours in a gallery of 7, it is the precision of the 7.
         values = retrieval_precision(found.neighbour_targets, found.query_targets, range(1, k + 1))
         precision = {f"{stage}/retrieval_p{n}": values[min(n, k)] for n in self.precision_at}
@@ -286,21 +221,14 @@ class NearestNeighbours(Callback):
         write_image(trainer, f"retrieval/{stage}", f"retrieval/{stage}_epoch_{epochs:03d}.png", image)
 
     def _panel(
-        self,
-        trainer: Trainer,
-        datamodule: HasGallery,
-        gallery: DataLoader[Any],
-        queries: DataLoader[Any],
-        places: list[int],
-        found: Retrieved,
-        title: str,
+        self, trainer: Trainer, gallery: Any, queries: Any, places: list[int], found: Retrieved, title: str
     ) -> Tensor:
-        query_targets = found.query_targets.tolist()
+        datamodule, query_targets = datamodule_of(trainer), found.query_targets.tolist()
         rows = spread_queries(query_targets, self.num_queries)
         indices = found.indices[rows, : self.k]
 
-        def images(loader: DataLoader[Any], places: list[int]) -> Tensor:
-            inputs, _ = trainer.strategy.batch_to_device(cast(Any, loader.dataset).__getitems__(places))
+        def images(loader: Any, places: list[int]) -> Tensor:
+            inputs, _ = trainer.strategy.batch_to_device(loader.dataset.fetch(places))
             return datamodule.to_rgb(inputs).float().cpu()
 
         return retrieval_panel(

@@ -6,17 +6,14 @@ import copy
 import math
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from callbacks.base import evenly_spaced_images
-from callbacks.writing import looking, write_text
+from callbacks.base import Looking, evenly_spaced_images, looking, run_folder, tensorboards, write_text
 
 Layout = dict[str, dict[str, tuple[str, list[str]]]]
 
@@ -50,12 +47,7 @@ def hparams_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
 
 
 def add_graph(logger: TensorBoardLogger, network: nn.Module, images: Tensor) -> None:
-    """Give a network's graph to TensorBoard.
-
-    Args:
-        logger: Where to.
-        network: In evaluation mode.
-        images: ``(B, 3, H, W)`` that it takes.
+    """Give the graph of a network, in evaluation mode, that takes images ``(B, 3, H, W)`` to TensorBoard.
 
     Raises:
         RuntimeError: If the network can't be traced.
@@ -66,7 +58,7 @@ def add_graph(logger: TensorBoardLogger, network: nn.Module, images: Tensor) -> 
         logger.experiment.add_graph(eager, images)
 
 
-class Overview(Callback):
+class Overview(Looking):
     """Write down once what a run is, for every TensorBoard logger; other loggers have what Lightning gives them.
 
     - Custom scalars: see :func:`shared_plots`.
@@ -83,51 +75,46 @@ class Overview(Callback):
     """
 
     def __init__(self, metric: str = "val/top1", graph: bool = True, enabled: bool = True) -> None:
-        super().__init__()
+        super().__init__(enabled)
         self.metric = metric
         self.graph = graph
-        self.enabled = enabled
         self._best: float | None = None
         self._row = False  # whether this run has its row
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier run; what a checkpoint remembers comes after this."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._best, self._row = None, False
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far, for the run that goes on from a checkpoint."""
         return {"best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best from a checkpoint."""
         self._best = state_dict["best"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write down all but the row."""
-        if self._off(trainer):
+        if self.disabled(trainer):
             return
         write_text(trainer, "config", f"```yaml\n{_config(trainer, pl_module).strip()}\n```")
-        loggers = _tensorboards(trainer)
-        if not trainer.is_global_zero or not loggers:
-            return
+        loggers = tensorboards(trainer)
         for logger in loggers:
             logger.experiment.add_custom_scalars(shared_plots())
-        if self.graph and hasattr(getattr(trainer, "datamodule", None), "query_dataloader"):
-            with looking(pl_module):
-                fetched = evenly_spaced_images(trainer, "val", 1)
-                if fetched is None:
-                    return
-                try:
-                    for logger in loggers:
-                        add_graph(logger, pl_module.get_submodule("net"), fetched[0])
-                except (RuntimeError, AttributeError) as error:
-                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                    rank_zero_warn(f"Overview: the network can't be traced, so there is no graph of it ({reason}).")
+        if not (loggers and self.graph and hasattr(getattr(trainer, "datamodule", None), "query_dataloader")):
+            return
+        with looking(pl_module):
+            fetched = evenly_spaced_images(trainer, "val", 1)
+            if fetched is None:
+                return
+            try:
+                for logger in loggers:
+                    add_graph(logger, pl_module.get_submodule("net"), fetched[0])
+            except (RuntimeError, AttributeError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                self.warn(f"the network can't be traced, so there is no graph of it ({reason}).")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the run's row up to date."""
-        if self._off(trainer) or trainer.sanity_checking or trainer.state.fn != "fit":
+        if self.disabled(trainer) or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         metrics: Mapping[str, Tensor] = trainer.callback_metrics
         if self.metric not in metrics:
@@ -136,23 +123,16 @@ class Overview(Callback):
         if self._best is None or value > self._best or math.isnan(self._best):
             self._best = value
         row = {f"hp/{self.metric.replace('/', '_')}": self._best}
-        for logger in _tensorboards(trainer):
+        for logger in tensorboards(trainer):
             if self._row:
                 logger.log_metrics(row, step=trainer.global_step)
             else:
                 logger.log_hyperparams(hparams_of(trainer, pl_module), row, step=trainer.global_step)
         self._row = True
 
-    def _off(self, trainer: Trainer) -> bool:
-        return not self.enabled or bool(getattr(trainer, "fast_dev_run", False))
-
-
-def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-
 
 def _config(trainer: Trainer, pl_module: LightningModule) -> str:
-    path = Path(trainer.log_dir or trainer.default_root_dir) / "config.yaml"
+    path = run_folder(trainer) / "config.yaml"
     if path.is_file():
         return path.read_text(encoding="utf-8")
     return cast(str, yaml.safe_dump({name: _plain(value) for name, value in hparams_of(trainer, pl_module).items()}))

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Protocol, cast
-
 from lightning import LightningModule, Trainer
-from torch import Tensor
 
-from callbacks.base import AtEpochs, HasImages, evenly_spaced, fetch
+from callbacks.base import (
+    EveryNEpochs,
+    Stage,
+    check_at_least,
+    datamodule_of,
+    evenly_spaced,
+    fetch,
+    looking,
+    model_of,
+    write_image,
+)
 from callbacks.nearest_neighbours import spread_queries
 from callbacks.pure.prediction_panel import prediction_panel
-from callbacks.writing import looking, write_image
 
 
-class Predicts(Protocol):
-    """What the callback asks of the LightningModule."""
-
-    def log_probabilities(self, images: Tensor) -> Tensor:
-        """Images ``(B, 3, H, W)`` to log-probabilities ``(B, C)``."""
-
-
-class Predictions(AtEpochs):
+class Predictions(EveryNEpochs):
     """Draw eight images with their five most probable labels, before the first step, every few epochs and at the end.
 
     In ``fit`` they are validation images, in ``test`` test images; the same in the whole run, of classes spread over
@@ -40,37 +39,24 @@ class Predictions(AtEpochs):
         Krizhevsky et al. 2012, Figure 4, left.
     """
 
-    of_model: ClassVar[tuple[str, ...]] = ("log_probabilities",)
+    at_test = True
+    of_datamodule = ("class_names", "query_dataloader", "to_rgb")
+    of_model = ("log_probabilities",)
 
     def __init__(self, every_n_epochs: int = 1, num_images: int = 8, enabled: bool = True) -> None:
         super().__init__(every_n_epochs, enabled)
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        check_at_least(1, num_images=num_images)
         self.num_images = num_images
         self._places: dict[str, list[int]] = {}  # stage -> which images
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Other data may lie in other places."""
         super().setup(trainer, pl_module, stage)
-        self._places.clear()
+        self._places.clear()  # other data may lie in other places
 
-    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
-        """Draw the validation images."""
-        when = f"after epoch {epochs} (step {trainer.global_step})" if trainer.global_step else "before training"
-        self._draw(trainer, pl_module, "val", epochs, when)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the test images."""
-        if not self.off(trainer):
-            epochs = self.epochs_under_test(trainer)
-            self._draw(trainer, pl_module, "test", epochs, f"after epoch {epochs}")
-
-    def _draw(
-        self, trainer: Trainer, pl_module: LightningModule, stage: Literal["val", "test"], epochs: int, when: str
-    ) -> None:
-        datamodule = cast(HasImages, trainer.datamodule)  # type: ignore[attr-defined]
+    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
+        datamodule = datamodule_of(trainer)
         loader = datamodule.query_dataloader(stage)
-        size = len(loader.dataset)  # type: ignore[arg-type]
+        size = len(loader.dataset)
         if not size:
             self.warn(f"no {stage} images to predict.")
             return
@@ -81,10 +67,13 @@ class Predictions(AtEpochs):
                 self._places[stage] = [places[i] for i in chosen]
             images, targets = fetch(trainer, loader, self._places[stage])
             with trainer.precision_plugin.forward_context():  # the precision of training and validation
-                probabilities = cast(Predicts, pl_module).log_probabilities(images).float().exp()
+                probabilities = model_of(pl_module).log_probabilities(images).float().exp()
             rgb = datamodule.to_rgb(images.float()).cpu()
         if bool(probabilities.isnan().any()):
             self.warn(f"probabilities are NaN after epoch {epochs}: nothing shown.")
             return
-        panel = prediction_panel(rgb, probabilities, targets.tolist(), datamodule.class_names, f"{stage} images {when}")
+        title = f"{stage} images after epoch {epochs}"
+        if stage == "val":
+            title = f"{title} (step {trainer.global_step})" if trainer.global_step else "val images before training"
+        panel = prediction_panel(rgb, probabilities, targets.tolist(), datamodule.class_names, title)
         write_image(trainer, f"predictions/{stage}", f"predictions/{stage}_epoch_{epochs:03d}.png", panel)

@@ -8,11 +8,11 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from callbacks.writing import write_scalars
+from callbacks.base import Looking, write_scalars
 
 
 def process_memory() -> float | None:
@@ -21,18 +21,14 @@ def process_memory() -> float | None:
     None where neither can be had.
     """
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        import resource
-
-        return pages * resource.getpagesize() / 2**30
-    except (OSError, ImportError):
-        pass
-    try:
         import resource
     except ImportError:
         return None
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**30
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def gradient_norm(module: torch.nn.Module) -> float:
@@ -41,7 +37,7 @@ def gradient_norm(module: torch.nn.Module) -> float:
     return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
 
-class TrainingHealth(Callback):
+class TrainingHealth(Looking):
     """Log learning rate and gradient norm at the trainer's ``log_every_n_steps``, speed and memory once an epoch.
 
     - ``train/lr``: of the step, of the optimiser's first group.
@@ -58,29 +54,22 @@ class TrainingHealth(Callback):
     """
 
     def __init__(self, enabled: bool = True) -> None:
-        super().__init__()
-        self.enabled = enabled
-        self._epoch_end = self._epoch_start = self._last_step = 0.0  # when
-        self._validation_start = self._validated = self._paused = 0.0  # when; for how long; of it before _last_step
+        super().__init__(enabled)
+        self._epoch_end = self._mark = 0.0  # when the last epoch ended; since when training is not yet counted
+        self._training = 0.0  # seconds of this epoch
         self._images = 0
 
-    def _off(self, trainer: Trainer) -> bool:
-        return not self.enabled or bool(getattr(trainer, "fast_dev_run", False))
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first epoch's time begins."""
         self._epoch_end = perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set counters back."""
-        self._epoch_start = self._last_step = perf_counter()
-        self._validated = self._paused = 0.0
+        self._mark = perf_counter()
+        self._training = 0.0
         self._images = 0
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at the gradients while they are there."""
         every = getattr(trainer, "log_every_n_steps", 0)
-        if self._off(trainer) or not every or (trainer.global_step + 1) % every:
+        if self.disabled(trainer) or not every or (trainer.global_step + 1) % every:
             return
         norm = gradient_norm(pl_module)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -91,27 +80,21 @@ class TrainingHealth(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count images."""
-        self._images += _size(batch)
-        self._last_step, self._paused = perf_counter(), self._validated
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation in mid-epoch is not training's time."""
-        self._validation_start = perf_counter()
+        now = perf_counter()
+        self._training += now - self._mark
+        self._mark = now
+        self._images += len(batch if isinstance(batch, Tensor) else batch[0])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See on_validation_start."""
-        self._validated += perf_counter() - self._validation_start
+        self._mark = perf_counter()  # validation in mid-epoch is not training's time
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the epoch's figures."""
-        if self._off(trainer):
+        if self.disabled(trainer):
             return
         now = perf_counter()
-        training = self._last_step - self._epoch_start - self._paused
         values = {"health/epoch_seconds": now - self._epoch_end}
-        if training > 0:
-            values["health/images_per_second"] = self._images * trainer.world_size / training
+        if self._training > 0:
+            values["health/images_per_second"] = self._images * trainer.world_size / self._training
         memory = process_memory()
         if memory is not None:
             values["health/memory_gib"] = memory
@@ -119,9 +102,3 @@ class TrainingHealth(Callback):
             values["health/cuda_peak_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
         self._epoch_end = now
         write_scalars(trainer, values)
-
-
-def _size(batch: Any) -> int:
-    """How many images a batch of (images, targets), or of images, holds."""
-    images = batch if isinstance(batch, Tensor) else batch[0]
-    return len(images)
