@@ -60,7 +60,7 @@ class TrainingHealth(Looking):
         self._images = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._epoch_end = perf_counter()
+        self._epoch_end = self._mark = perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mark = perf_counter()

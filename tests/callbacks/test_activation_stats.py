@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.small_net import Layers, run, scalars
+from helpers.small import SmallAlexNet
+from helpers.small_net import new_net, run, scalars
 from torch import nn
 
 from callbacks import ActivationStats
@@ -26,7 +27,7 @@ def test_layer_stats() -> None:
 @pytest.mark.parametrize("act", [nn.ReLU(inplace=True), nn.Tanh()])
 def test_measured_after_the_activation_function(act: nn.Module) -> None:
     torch.manual_seed(0)
-    net = Layers().eval()
+    net = SmallAlexNet().eval()
     net.act = act
     with torch.no_grad():
         net.conv1.bias[:3] = -100.0  # three of eight channels never fire
@@ -51,8 +52,7 @@ def test_what_is_logged_is_of_the_same_validation_images(tmp_path: Path, datamod
     model, _ = run(tmp_path, datamodule, ActivationStats(num_images=8))
     raw, _ = datamodule.images_in("train")
     inputs = datamodule._to_input(raw[datamodule.split.val[[5 * i for i in range(8)]]])
-    torch.manual_seed(1)
-    start = Layers().eval()
+    start = new_net().net.eval()
     with torch.no_grad():
         for step, net in ((0, start), (8, model.net.eval())):
             conv1 = net.conv1(inputs).relu()
@@ -61,5 +61,5 @@ def test_what_is_logged_is_of_the_same_validation_images(tmp_path: Path, datamod
             assert scale[step] == pytest.approx(float(conv1.square().mean().sqrt()), rel=1e-5)
             assert dead[step] == pytest.approx(float((conv1.amax((0, 2, 3)) == 0).float().mean()))
     assert scale[0] != scale[8]
-    with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_images: 0 is below 1, expected"):
         ActivationStats(num_images=0)

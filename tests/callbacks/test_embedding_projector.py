@@ -90,5 +90,5 @@ def test_every_n_epochs_and_nan(tmp_path: Path, datamodule: CIFAR10DataModule) -
     with pytest.warns(UserWarning, match="Diverges: features are NaN"):
         run(tmp_path / "nan", datamodule, Diverges())
     assert not list((tmp_path / "nan").glob("*/fc7/*"))
-    with pytest.raises(ValueError, match="num_images must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="num_images: 1 is below 2, expected"):
         EmbeddingProjector(num_images=1)

@@ -39,9 +39,11 @@ class Pictures(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitems__(self, places: list[int]) -> tuple[Tensor, Tensor]:
+    def fetch(self, places: list[int]) -> tuple[Tensor, Tensor]:
         self.fetched.append(list(places))
         return self.images[places], self.targets[places]
+
+    __getitems__ = fetch  # as DataLoader calls it
 
 
 class Data(LightningDataModule):
@@ -374,10 +376,10 @@ def test_bfloat16(tmp_path: Path):
 
 def test_bad_arguments():
     for options, message in (
-        ({"every_n_epochs": -1}, "every_n_epochs must be 0.*got -1"),
-        ({"num_queries": 0}, "num_queries must be at least 1, got 0"),
-        ({"k": 0}, "k must be at least 1, got 0"),
-        ({"precision_at": (1, 0)}, r"precision_at must be at least 1, got \[1, 0\]"),
+        ({"every_n_epochs": -1}, "every_n_epochs: -1 is below 0, expected"),
+        ({"num_queries": 0}, "num_queries: 0 is below 1, expected"),
+        ({"k": 0}, "k: 0 is below 1, expected"),
+        ({"precision_at": (1, 0)}, "precision_at: 0 is below 1, expected"),
     ):
         with pytest.raises(ValueError, match=message):
             NearestNeighbours(**options)

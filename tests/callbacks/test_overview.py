@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers.small_net import Layers, SmallNet, events, run, scalars, trainer_for
+from helpers.small import SmallAlexNet
+from helpers.small_net import SmallNet, events, run, scalars, trainer_for
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -117,7 +118,7 @@ def test_a_resumed_run_remembers_its_best(tmp_path: Path, datamodule: CIFAR10Dat
 
 
 def test_a_compiled_network_is_traced_as_it_was_written(tmp_path: Path) -> None:
-    net = Layers().eval()
+    net = SmallAlexNet().eval()
     net.compile()
     logger = TensorBoardLogger(str(tmp_path), name="", version="")
     with torch.no_grad():

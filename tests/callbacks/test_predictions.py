@@ -92,7 +92,7 @@ def test_bad_arguments() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             prediction_panel(**(good | {name: value}))
-    with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_images: 0 is below 1, expected"):
         Predictions(num_images=0)
 
 

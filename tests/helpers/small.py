@@ -5,22 +5,11 @@ from __future__ import annotations
 import pytest
 from torch import Tensor, nn
 
+from callbacks import LOOKS
 from lightning_modules import classifier
 
 # Nothing to look at, so quick.
-UNSEEN = [
-    f"--{callback}.enabled=false"
-    for callback in (
-        "conv1_filters",
-        "nearest_neighbours",
-        "predictions",
-        "confusion_matrix",
-        "activation_stats",
-        "embedding_projector",
-        "overview",
-        "training_health",
-    )
-]
+UNSEEN = [f"--{key}.enabled=false" for key in LOOKS]
 
 
 class SmallAlexNet(nn.Module):
@@ -34,7 +23,7 @@ class SmallAlexNet(nn.Module):
         self.conv2 = nn.Conv2d(8, 8, 3, groups=groups)  # (B, 8, 2, 2)
         self.fc7 = nn.Linear(32, 12)
         self.fc8 = nn.Linear(12, num_classes)
-        self.act = nn.ReLU()
+        self.act = nn.ReLU(inplace=True)
         self.drop = nn.Dropout(0.5)
 
     def embed(self, images: Tensor) -> Tensor:

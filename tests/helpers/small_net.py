@@ -8,41 +8,26 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from helpers.small import SmallAlexNet
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 
-class Layers(nn.Module):
-    """24-pixel images to 10 classes, with layers of AlexNet's names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 5, stride=4)  # (B, 8, 5, 5)
-        self.conv2 = nn.Conv2d(8, 6, 3, groups=2)  # (B, 6, 3, 3)
-        self.fc7 = nn.Linear(54, 12)
-        self.fc8 = nn.Linear(12, 10)
-        self.act = nn.ReLU(inplace=True)
-        self.drop = nn.Dropout(0.5)
-
-    def embed(self, images: Tensor) -> Tensor:
-        x = self.act(self.conv2(self.act(self.conv1(images))))
-        return self.drop(self.act(self.fc7(x.flatten(1))))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.fc8(self.embed(images))
-
-
 class SmallNet(LightningModule):
-    """Dropout's masks betray a random number drawn elsewhere; ``modes`` whether a callback left evaluation mode on."""
+    """Dropout's masks betray a random number drawn elsewhere; ``modes`` whether a callback left another mode behind."""
 
-    def __init__(self, lr: float = 0.1) -> None:
+    def __init__(self, lr: float = 0.1, groups: int = 2) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net = Layers()
+        self.net = SmallAlexNet(groups=groups)
+        self.frozen = nn.Dropout()  # stays in evaluation mode throughout
         self.losses: list[Tensor] = []
-        self.modes: list[bool] = []
+        self.modes: list[tuple[bool, bool]] = []
+
+    def on_train_start(self) -> None:
+        self.frozen.eval()
 
     def embed(self, images: Tensor) -> Tensor:
         return self.net.embed(images)
@@ -53,7 +38,7 @@ class SmallNet(LightningModule):
         return F.log_softmax(self.net(images), dim=1)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        self.modes.append(self.training)
+        self.modes.append((self.training, self.frozen.training))
         loss = F.nll_loss(self.log_probabilities(batch[0]), batch[1])
         self.losses.append(loss.detach())
         return loss
@@ -85,12 +70,19 @@ def trainer_for(folder: Path, *callbacks: Callback, logger: Any = None, epochs: 
     )
 
 
-def run(folder: Path, data: LightningDataModule, *callbacks: Callback, **options: Any) -> tuple[SmallNet, Trainer]:
-    """Fit; TensorBoard logs into ``folder`` unless told otherwise."""
+def new_net(**arguments: Any) -> SmallNet:
+    """The network that a ``run`` starts from."""
     torch.manual_seed(1)
-    model = SmallNet()
+    return SmallNet(**arguments)
+
+
+def run(
+    folder: Path, data: LightningDataModule, *callbacks: Callback, model: SmallNet | None = None, **options: Any
+) -> tuple[Any, Trainer]:
+    """Fit; TensorBoard logs into ``folder`` unless told otherwise."""
+    model, ckpt_path = model or new_net(), options.pop("ckpt_path", None)
     trainer = trainer_for(folder, *callbacks, **options)
-    trainer.fit(model, datamodule=data)
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
     return model, trainer
 
 

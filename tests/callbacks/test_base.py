@@ -1,0 +1,81 @@
+"""When looks look, and what they refuse; by a look of one method, which is all that it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.small_net import SmallNet, events, run, scalars, trainer_for
+from lightning import LightningModule, Trainer
+
+from callbacks.base import EveryNEpochs, Stage, evenly_spaced, model_of, write_scalars
+from datamodules import CIFAR10DataModule
+
+
+class LargestWeight(EveryNEpochs):
+    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
+        largest = max(float(weights.abs().max()) for weights in model_of(pl_module).net.parameters())
+        write_scalars(trainer, {f"{stage}/largest_weight": largest, f"{stage}/epochs": epochs})
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "looked"),
+    [(1, 3, [0, 1, 2, 3]), (2, 3, [0, 2, 3]), (2, 4, [0, 2, 4]), (0, 3, [0, 3]), (5, 3, [0, 3])],
+)
+def test_looks_at_the_start_every_n_epochs_and_at_the_end_once(
+    tmp_path: Path, datamodule: CIFAR10DataModule, every: int, epochs: int, looked: list[int]
+) -> None:
+    model, trainer = run(tmp_path, datamodule, LargestWeight(every), epochs=epochs)
+    log = events(tmp_path)
+    assert [(e.step, e.value) for e in log.Scalars("val/epochs")] == [(4 * epoch, epoch) for epoch in looked]
+    largest = max(float(weights.abs().max()) for weights in model.net.parameters())
+    assert log.Scalars("val/largest_weight")[-1].value == pytest.approx(largest)
+    trainer.test(model, datamodule, verbose=False)
+    assert "test/epochs" not in events(tmp_path).Tags()["scalars"]
+
+
+def test_at_test_only(tmp_path: Path, datamodule: CIFAR10DataModule) -> None:
+    class AtTest(LargestWeight):
+        at_start = at_end = False
+        at_test = True
+
+    model, trainer = run(tmp_path / "fit", datamodule, AtTest(0), epochs=3)
+    trainer.test(model, datamodule, verbose=False)
+    assert scalars(tmp_path / "fit", "test/epochs") == {12: 3}
+    assert "val/epochs" not in events(tmp_path / "fit").Tags()["scalars"]
+    # A checkpoint under test is named by its own epochs.
+    trainer.save_checkpoint(tmp_path / "three.ckpt")
+    alone = trainer_for(tmp_path / "test", AtTest(0))
+    alone.test(SmallNet(), datamodule, ckpt_path=tmp_path / "three.ckpt", verbose=False)
+    assert list(scalars(tmp_path / "test", "test/epochs").values()) == [3]
+
+
+def test_stopped_in_mid_epoch_and_resumed(tmp_path: Path, datamodule: CIFAR10DataModule) -> None:
+    callback = LargestWeight(0)
+    run(tmp_path / "stopped", datamodule, callback, max_steps=6, epochs=9)
+    assert list(scalars(tmp_path / "stopped", "val/epochs")) == [0, 6]
+    _, trainer = run(tmp_path / "first", datamodule, callback, epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    run(tmp_path / "second", datamodule, callback, ckpt_path=tmp_path / "one.ckpt")
+    assert scalars(tmp_path / "second", "val/epochs") == {4: 1, 8: 2}
+
+
+def test_switched_off_it_asks_for_nothing(tmp_path: Path, datamodule: CIFAR10DataModule) -> None:
+    class Demanding(LargestWeight):
+        of_model = ("net", "embed")
+        of_datamodule = ("sound",)
+
+    with pytest.raises(TypeError, match="Demanding needs a datamodule with sound, got CIFAR10DataModule"):
+        run(tmp_path, datamodule, Demanding())
+    for options in ({"enabled": False}, {"fast_dev_run": True}):
+        off = Demanding(enabled=options.pop("enabled", True))
+        run(tmp_path / "off", datamodule, off, **options)
+    assert set(events(tmp_path / "off").Tags()["scalars"]) == {"epoch", "val/top1"}
+    with pytest.raises(ValueError, match=r"^every_n_epochs: -1 is below 0, expected .+\. Choose 0 or more\.$"):
+        LargestWeight(-1)
+
+
+@pytest.mark.parametrize(("size", "count", "places"), [(10, 5, [0, 2, 4, 6, 8]), (3, 9, [0, 1, 2]), (0, 4, [])])
+def test_evenly_spaced(size: int, count: int, places: list[Any]) -> None:
+    assert evenly_spaced(size, count) == places
