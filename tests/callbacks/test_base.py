@@ -29,7 +29,7 @@ def test_looks_at_the_start_every_n_epochs_and_at_the_end_once(
     model, trainer = run(tmp_path, datamodule, LargestWeight(every), epochs=epochs)
     log = events(tmp_path)
     assert [(e.step, e.value) for e in log.Scalars("val/epochs")] == [(4 * epoch, epoch) for epoch in looked]
-    largest = max(float(weights.abs().max()) for weights in model.net.parameters())
+    largest = max(float(weights.detach().abs().max()) for weights in model.net.parameters())
     assert log.Scalars("val/largest_weight")[-1].value == pytest.approx(largest)
     trainer.test(model, datamodule, verbose=False)
     assert "test/epochs" not in events(tmp_path).Tags()["scalars"]

@@ -2,57 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.small_net import SmallNet, events, run, trainer_for
-from lightning import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from callbacks import (
-    ActivationStats,
-    ConfusionMatrix,
-    Conv1Filters,
-    EmbeddingProjector,
-    NearestNeighbours,
-    Overview,
-    Predictions,
-    TrainingHealth,
-)
+from callbacks import LOOKS
+from callbacks.base import EveryNEpochs, Looking
 from datamodules import CIFAR10DataModule
 
-ALL: dict[str, Callable[..., Callback]] = {
-    "activations": ActivationStats,
-    "confusion": ConfusionMatrix,
-    "conv1": Conv1Filters,
-    "health": TrainingHealth,
-    "neighbours": NearestNeighbours,
-    "overview": Overview,
-    "predictions": Predictions,
-    "projector": EmbeddingProjector,
-}
+ALL: dict[str, Any] = dict(LOOKS)
 # The folder each draws into, and the epochs it draws after: before the first step, after each of two, or at the end.
 PICTURES = {
-    "confusion": ("confusion/val_epoch_", [1, 2]),
-    "conv1": ("conv1_filters/epoch_", [0, 1, 2]),
-    "neighbours": ("retrieval/val_epoch_", [2]),
+    "confusion_matrix": ("confusion/val_epoch_", [1, 2]),
+    "conv1_filters": ("conv1_filters/epoch_", [0, 1, 2]),
+    "nearest_neighbours": ("retrieval/val_epoch_", [2]),
     "predictions": ("predictions/val_epoch_", [0, 1, 2]),
-    "projector": ("embedding/val_epoch_", [2]),
+    "embedding_projector": ("embedding/val_epoch_", [2]),
 }
 SCALARS = {
-    "activations": {f"{kind}/{layer}" for kind in ("dead", "activation_scale") for layer in ("conv1", "conv2", "fc7")},
-    "conv1": {"filters/moved_mean", "filters/moved_max"},
-    "health": {
+    "activation_stats": {f"{kind}/{layer}" for kind in ("dead", "activation_scale") for layer in ("conv1", "conv2", "fc7")},
+    "conv1_filters": {"filters/moved_mean", "filters/moved_max"},
+    "training_health": {
         "train/lr",
         "health/gradient_norm",
         "health/images_per_second",
         "health/epoch_seconds",
         "health/memory_gib",
     },
-    "neighbours": {f"val/retrieval_p{n}" for n in (1, 5, 10)},
+    "nearest_neighbours": {f"val/retrieval_p{n}" for n in (1, 5, 10)},
     "overview": {"hp/val_top1"},
 }
 OTHERS = {"epoch", "val/top1"}
@@ -68,6 +49,13 @@ def expected(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_one_file_is_one_class_is_one_config_key(name: str) -> None:
+    assert issubclass(LOOKS[name], Looking)
+    assert LOOKS[name].__module__ == f"callbacks.{name}"
+    assert LOOKS[name].__name__ == "".join(word.capitalize() for word in name.split("_"))
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_what_is_written_and_that_training_is_the_same(
     tmp_path: Path, datamodule: CIFAR10DataModule, name: str
 ) -> None:
@@ -76,7 +64,7 @@ def test_what_is_written_and_that_training_is_the_same(
     assert len(watched.losses) == 8
     assert torch.equal(torch.stack(watched.losses), torch.stack(plain.losses))
     assert all(torch.equal(a, b) for a, b in zip(watched.parameters(), plain.parameters(), strict=True))
-    assert watched.modes == [True] * 8
+    assert watched.modes == [(True, False)] * 8
     assert pictures(tmp_path / "watched") == expected(name)
     log = events(tmp_path / "watched")
     assert set(log.Tags()["scalars"]) == SCALARS.get(name, set()) | OTHERS
@@ -86,7 +74,7 @@ def test_what_is_written_and_that_training_is_the_same(
         assert [e.step for e in log.Images(tag)] == [4 * epoch for epoch in PICTURES[name][1]]
 
     trainer.test(watched, datamodule, verbose=False)
-    tested = {"confusion", "neighbours", "predictions"}
+    tested = {"confusion_matrix", "nearest_neighbours", "predictions"}
     after = [path for path in pictures(tmp_path / "watched") if "test_epoch_002" in path]
     assert len(after) == (name in tested)
 
@@ -114,8 +102,12 @@ def test_whatever_the_logger(tmp_path: Path, datamodule: CIFAR10DataModule, name
 
 @pytest.mark.parametrize("name", ALL)
 def test_switched_off_fast_dev_run_and_sanity_check(tmp_path: Path, datamodule: CIFAR10DataModule, name: str) -> None:
-    run(tmp_path / "off", datamodule, ALL[name](enabled=False))
-    run(tmp_path / "dev", datamodule, ALL[name](), fast_dev_run=True)
+    for folder, callback, options in (
+        ("off", ALL[name](enabled=False), {}),
+        ("dev", ALL[name](), {"fast_dev_run": True}),
+    ):
+        model, trainer = run(tmp_path / folder, datamodule, callback, **options)
+        trainer.test(model, datamodule, verbose=False)
     assert not pictures(tmp_path)
     tags = events(tmp_path / "off").Tags()
     assert set(tags["scalars"]) == OTHERS
@@ -144,15 +136,15 @@ def test_ten_crops(tmp_path: Path, small_shapes: None) -> None:
     assert len(pictures(tmp_path)) == 3
 
 
-@pytest.mark.parametrize("name", sorted(set(PICTURES) - {"neighbours"} | {"activations"}))
+@pytest.mark.parametrize("name", [name for name in ALL if issubclass(ALL[name], EveryNEpochs)])
 def test_every_n_epochs(tmp_path: Path, datamodule: CIFAR10DataModule, name: str) -> None:
     run(tmp_path, datamodule, ALL[name](every_n_epochs=2), epochs=3)
-    first = [0] if name in ("conv1", "predictions", "activations") else []
-    if name == "activations":
+    if name == "activation_stats":
         assert [e.step for e in events(tmp_path).Scalars("dead/conv1")] == [0, 8, 12]
     else:
+        first = [0] if name in ("conv1_filters", "predictions") else []
         assert pictures(tmp_path) == [f"{PICTURES[name][0]}{epoch:03d}.png" for epoch in [*first, 2, 3]]
-    with pytest.raises(ValueError, match="every_n_epochs: -1 is below 0, expected"):
+    with pytest.raises(ValueError, match="every_n_epochs: -1 is below 0"):
         ALL[name](every_n_epochs=-1)
 
 
@@ -163,9 +155,9 @@ def test_what_is_missing_shows_before_training(tmp_path: Path, datamodule: CIFAR
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             raise AssertionError("trained")
 
-    for callback in (ActivationStats(), EmbeddingProjector(), Predictions()):
-        with pytest.raises(TypeError, match=f"{type(callback).__name__} needs a model with .*, got Mute"):
-            trainer_for(tmp_path, callback).fit(Mute(), datamodule)
-    for callback in (ConfusionMatrix(), EmbeddingProjector(), Predictions(), ActivationStats()):
-        with pytest.raises(TypeError, match=f"{type(callback).__name__} needs a datamodule with .*, got NoneType"):
-            trainer_for(tmp_path, callback).fit(SmallNet(), datamodule.train_dataloader())
+    for name in ("activation_stats", "embedding_projector", "nearest_neighbours", "predictions"):
+        with pytest.raises(TypeError, match=f"{ALL[name].__name__} needs a model with .*, got Mute"):
+            trainer_for(tmp_path, ALL[name]()).fit(Mute(), datamodule)
+    for name in ("activation_stats", "confusion_matrix", "embedding_projector", "nearest_neighbours", "predictions"):
+        with pytest.raises(TypeError, match=f"{ALL[name].__name__} needs a datamodule with .*, got NoneType"):
+            trainer_for(tmp_path, ALL[name]()).fit(SmallNet(), datamodule.train_dataloader())
