@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import os
 import shutil
@@ -13,16 +12,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from callbacks.checkpoints.files import damage
-from callbacks.checkpoints.progress import epochs_and_batches, settled
+from callbacks.checkpoints.files import damage, sidecar
+from callbacks.checkpoints.progress import (
+    batches_done,
+    count_steps_anew,
+    is_accumulating,
+    progress_of,
+    remember_best,
+    saved_at,
+    settled,
+)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -32,19 +38,6 @@ class Stopped(SystemExit):
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
-
-
-def resumable_path(trainer: Trainer) -> Path | None:
-    """Where a run keeps the checkpoint that it can be resumed from; None where it keeps none."""
-    callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
-    whole = [c for c in callbacks if not c.save_weights_only and c.monitor is None]
-    for callback in whole or callbacks:
-        name = callback.filename if whole and callback.filename and "{" not in callback.filename else "last"
-        return Path(str(callback.dirpath)) / f"{name}{callback.FILE_EXTENSION}"
-    return None
-
-
-# Signals
 
 
 @contextmanager
@@ -65,6 +58,22 @@ def exit_status_of_signals() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+def model_checkpoints(trainer: Trainer, resumable: bool = False) -> list[ModelCheckpoint]:
+    """A run's checkpoint callbacks; with ``resumable`` those that keep all it takes to go on."""
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return [callback for callback in callbacks if not (resumable and callback.save_weights_only)]
+
+
+def resumable_path(trainer: Trainer) -> Path | None:
+    """Where a run keeps the checkpoint that it can be resumed from; None where it keeps none."""
+    callbacks = [callback for callback in model_checkpoints(trainer) if callback.dirpath]
+    last = [callback for callback in callbacks if not callback.save_weights_only and callback.monitor is None]
+    for callback in last or callbacks:
+        name = callback.filename if last and callback.filename and "{" not in callback.filename else "last"
+        return Path(str(callback.dirpath)) / f"{name}{callback.FILE_EXTENSION}"
+    return None
+
+
 class StopAndResume(Callback):
     """Save and stop after the batch in which SIGTERM or SIGINT came; go on after any batch as if nothing had been.
 
@@ -79,10 +88,11 @@ class StopAndResume(Callback):
     def __init__(self) -> None:
         super().__init__()
         self._signum: int | None = None
-        self._before: dict[int, Any] = {}
-        self._resumed: dict[str, Any] | None = None  # callbacks' states from the checkpoint
+        self._before: dict[int, Any] = {}  # handlers
+        self._resumed = False  # from a checkpoint, and no batch since
+        self._states: dict[str, Any] = {}  # callbacks' from that checkpoint
 
-    # Stopping
+    # ---- stopping ------------------------------------------------------------------------------------------
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         if self._signum is not None:
@@ -106,8 +116,7 @@ class StopAndResume(Callback):
         if path is not None and save:
             trainer.save_checkpoint(path)
         if trainer.is_global_zero:
-            state = trainer.fit_loop.state_dict()
-            epochs, batches = epochs_and_batches({"loops": {"fit_loop": state}})
+            epochs, batches = progress_of(trainer)
             how = f"go on with the same command and --ckpt_path {path}" if path else "nothing is kept of it"
             print(f"stopped after {epochs} epochs and {batches} batches: {how}", file=sys.stderr)
             raise Stopped(self._signum or signal.SIGTERM)
@@ -119,43 +128,34 @@ class StopAndResume(Callback):
         self._signum = None
         if threading.current_thread() is threading.main_thread():
             self._before = {signum: signal.signal(signum, self._ask) for signum in SIGNALS}
-        if self._resumed is not None:
-            self._take_over_best(trainer, self._resumed)
-            done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-            if done:
-                where = f"{done} batches of epoch {trainer.current_epoch}"
-                rank_zero_info(f"going on after {where}, whose train/ metrics are of the rest")
+        done = batches_done(trainer) if self._resumed else 0
+        if done:
+            loader = cast(Any, trainer.train_dataloader)
+            if hasattr(loader.sampler, "skip"):
+                loader.sampler.skip = done * loader.batch_size
+            where = f"{done} batches of epoch {trainer.current_epoch}"
+            rank_zero_info(f"going on after {where}, whose train/ metrics are of the rest")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last checkpoint was written a moment ago, unless there is no callback for it."""
         # The epoch's pictures: matplotlib's figures are cycles, and Python leaves those to a collection that is due
         # only after some hundred megabytes of them. It takes a tenth of a second.
         gc.collect()
-        saved = any(getattr(c, "_last_global_step_saved", -1) == trainer.global_step for c in _whole(trainer))
+        saved = any(saved_at(callback) == trainer.global_step for callback in model_checkpoints(trainer, True))
         self._stop_if_asked(trainer, save=not saved)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count logged steps like an unbroken run; Lightning's loading is one off, depending on the hook."""
-        if self._resumed is not None:
-            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
-            self._resumed = None
+        if self._resumed:
+            count_steps_anew(trainer)
+            self._resumed = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop here, unless gradients are being accumulated, which no checkpoint holds."""
-        if not trainer.fit_loop._should_accumulate():
+        if not is_accumulating(trainer):
             self._stop_if_asked(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Stop here too; validation starts anew when the run goes on."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and trainer.world_size == 1:
             self._stop_if_asked(trainer)
@@ -166,36 +166,33 @@ class StopAndResume(Callback):
         self._stop_if_asked(trainer, save=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Signals stop at once."""
         self._restore_handlers()
 
-    # Resuming
+    # ---- resuming ------------------------------------------------------------------------------------------
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the loops' counters agree before Lightning reads them."""
         if trainer.state.fn == TrainerFn.FITTING and "fit_loop" in checkpoint.get("loops", {}):
-            checkpoint["loops"]["fit_loop"] = settled(checkpoint["loops"]["fit_loop"])
-            self._resumed = copy.copy(checkpoint.get("callbacks", {}))
+            checkpoint["loops"] = {**checkpoint["loops"], "fit_loop": settled(checkpoint["loops"]["fit_loop"])}
+            self._resumed = True
+            self._states = dict(checkpoint.get("callbacks", {}))
 
-    def _take_over_best(self, trainer: Trainer, states: dict[str, Any]) -> None:
-        """Lightning forgets the best so far when the folder is another."""
-        for callback in trainer.checkpoint_callbacks:
-            state = states.get(getattr(callback, "state_key", ""), {})
-            best, score = Path(state.get("best_model_path") or "?"), state.get("best_model_score")
-            if not isinstance(callback, ModelCheckpoint) or callback.monitor is None or score is None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over what was best so far: Lightning forgets it where the folder is another."""
+        for callback in model_checkpoints(trainer) if self._resumed else []:
+            state = self._states.get(callback.state_key, {})
+            score, name = state.get("best_model_score"), Path(state.get("best_model_path") or "?").name
+            if callback.monitor is None or score is None or str(callback.dirpath) == str(state.get("dirpath")):
                 continue
-            if str(callback.dirpath) == str(state.get("dirpath")) or damage(best) is not None:
+            # Beside the checkpoint that is resumed, wherever the run lies now; a file's word for another place is none.
+            best, copied = Path(str(trainer.ckpt_path)).with_name(name), Path(str(callback.dirpath)) / name
+            wrong = damage(best)
+            if wrong is not None:
+                rank_zero_warn(f"{best}: {wrong}. The best of the run is chosen from what follows only.")
                 continue
-            copied = Path(str(callback.dirpath)) / best.name
             if trainer.is_global_zero:
                 copied.parent.mkdir(parents=True, exist_ok=True)
-                for suffix in ("", ".sha256"):
+                for file, copy in ((best, copied), (sidecar(best), sidecar(copied))):
                     with suppress(FileNotFoundError):
-                        shutil.copyfile(f"{best}{suffix}", f"{copied}{suffix}")
-            callback.best_model_path = callback.kth_best_model_path = str(copied)
-            callback.best_model_score = callback.kth_value = torch.as_tensor(score)
-            callback.best_k_models = {str(copied): callback.best_model_score}
-
-
-def _whole(trainer: Trainer) -> list[ModelCheckpoint]:
-    return [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and not c.save_weights_only]
+                        shutil.copyfile(file, copy)
+            remember_best(callback, copied, score)

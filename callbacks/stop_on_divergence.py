@@ -34,8 +34,8 @@ def account(trainer: Trainer, what: str) -> str:
     path = resumable_path(trainer)
     good = path if path is not None and path.is_file() else "none yet"
     return (
-        f"--model.lr: {what} at step {trainer.global_step + 1} (epoch {trainer.current_epoch}), lr {lr}; stopped "
-        f"before it reached the weights. Last good checkpoint: {good}. Choose a lower --model.lr."
+        f"lr: {what} at step {trainer.global_step + 1} (epoch {trainer.current_epoch}), lr {lr}; stopped "
+        f"before it reached the weights. Last good checkpoint: {good}. Choose a lower one."
     )
 
 

@@ -9,24 +9,15 @@ tensorboard --logdir logs --samples_per_plugin images=200
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
-from running.cli import ExperimentCLI, check_checkpoint, nothing_left, one_line_errors, one_line_failures
-from running.report import announce_data, batches_an_epoch, check_folders, check_run, report, summarise
+from running.checks import batches_an_epoch, check_folders, check_resume, check_run
+from running.cli import ExperimentCLI, one_line_errors, one_line_failures
+from running.report import announce_data, measured, report, summarise_fit
 
-from callbacks import (
-    ActivationStats,
-    ConfusionMatrix,
-    Conv1Filters,
-    EmbeddingProjector,
-    NearestNeighbours,
-    Overview,
-    Predictions,
-    TrainingHealth,
-)
+from callbacks import LOOKS
 from callbacks.stop_and_resume import exit_status_of_signals
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
@@ -42,27 +33,21 @@ class FitCLI(ExperimentCLI):
         parser.link_arguments("seed_everything", "data.seed")
         parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
-        parser.add_lightning_class_args(Conv1Filters, "conv1_filters")
-        parser.add_lightning_class_args(NearestNeighbours, "nearest_neighbours")
-        parser.add_lightning_class_args(Predictions, "predictions")
-        parser.add_lightning_class_args(ConfusionMatrix, "confusion_matrix")
-        parser.add_lightning_class_args(ActivationStats, "activation_stats")
-        parser.add_lightning_class_args(EmbeddingProjector, "embedding_projector")
-        parser.add_lightning_class_args(Overview, "overview")
-        parser.add_lightning_class_args(TrainingHealth, "training_health")
+        for key, look in LOOKS.items():
+            parser.add_lightning_class_args(look, key)
+            parser.set_defaults({f"{key}.enabled": None})  # as --looks says
 
     def fit(self, model: AlexNetClassifier, datamodule: CIFAR10DataModule, **kwargs: Any) -> None:
         """Train, test the best checkpoint, and say what came of it."""
-        trainer, start = self.trainer, time.monotonic()
+        trainer: Any = self.trainer
+        start = time.monotonic()
         with one_line_errors():  # whatever is wrong shows before the first step
             datamodule.setup("fit")
             datamodule.setup("test")
             check_run(trainer, datamodule, model)
-            if kwargs.get("ckpt_path"):
-                path = Path(kwargs["ckpt_path"])
-                check_checkpoint(path, model)
-                if nothing_left(path, trainer, datamodule):
-                    return
+            if self.checkpoint is not None:
+                self.checkpoint.check_fits(model)
+                check_resume(self.checkpoint, trainer, datamodule)
             check_folders(trainer)
         announce_data(trainer, datamodule)
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, batches_an_epoch(trainer, datamodule))
@@ -71,31 +56,38 @@ class FitCLI(ExperimentCLI):
             trainer.fit(model, datamodule, **kwargs)
         if trainer.interrupted:
             return
-        trained = summarise(trainer, datamodule, seconds=time.monotonic() - start)
+        trained = summarise_fit(trainer, datamodule, self.history, self.best)
 
-        best = None if trainer.fast_dev_run else trainer.checkpoint_callbacks[0].best_model_path
+        best = None if trainer.fast_dev_run else self.best.best_model_path
         trainer.test(model, datamodule, ckpt_path=best or None, verbose=False)
-        report(trainer, trained, seconds=time.monotonic() - start, config=self.config[self.subcommand])
+        seconds = round(time.monotonic() - start + self.history.before, 1)
+        report(trainer, datamodule, {**trained, **measured(trainer, "test"), "seconds": seconds}, self.settings)
 
-    def test(self, model: AlexNetClassifier, datamodule: CIFAR10DataModule, ckpt_path: str, **kwargs: Any) -> None:
+    def test(self, model: AlexNetClassifier, datamodule: CIFAR10DataModule, **kwargs: Any) -> None:
         """Test a checkpoint."""
-        with one_line_errors():
-            check_checkpoint(Path(ckpt_path), model)
-            datamodule.setup("test")
-            check_folders(self.trainer)
-        self.trainer.test(model, datamodule, ckpt_path=ckpt_path, **kwargs)
+        self.score("test", model, datamodule, **kwargs)
 
-    def validate(self, model: AlexNetClassifier, datamodule: CIFAR10DataModule, ckpt_path: str, **kwargs: Any) -> None:
+    def validate(self, model: AlexNetClassifier, datamodule: CIFAR10DataModule, **kwargs: Any) -> None:
         """Score a checkpoint on the validation images."""
+        self.score("val", model, datamodule, **kwargs)
+
+    def score(self, stage: Literal["val", "test"], model: Any, datamodule: CIFAR10DataModule, **kwargs: Any) -> None:
+        """Test or validate, and write the figures down."""
+        trainer, start, checkpoint = self.trainer, time.monotonic(), self.checkpoint
+        assert checkpoint is not None  # parse_arguments has refused that
         with one_line_errors():
-            check_checkpoint(Path(ckpt_path), model)
-            datamodule.setup("validate")
-            check_folders(self.trainer)
-        self.trainer.validate(model, datamodule, ckpt_path=ckpt_path, **kwargs)
+            checkpoint.check_fits(model)
+            datamodule.setup("validate" if stage == "val" else "test")
+            check_folders(trainer)
+        (trainer.validate if stage == "val" else trainer.test)(model, datamodule, **kwargs)
+        figures = {"epochs": checkpoint.epochs, **measured(trainer, stage)}
+        if stage == "val":
+            figures["val_images"] = len(datamodule.split.val)
+        report(trainer, datamodule, {**figures, "seconds": round(time.monotonic() - start, 1)}, self.settings)
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line; exit status 143 or 130 where SIGTERM or Ctrl-C ended it."""
     with exit_status_of_signals():
         FitCLI(AlexNetClassifier, CIFAR10DataModule)
 

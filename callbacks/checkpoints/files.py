@@ -1,24 +1,21 @@
-"""DurableCheckpointIO: checkpoints that a kill, a full disk or a flipped bit does not take away.
+"""Files that a kill, a full disk or a flipped bit does not take away.
 
-A checkpoint is written to a file beside its place, brought to the disk, and only then given its name; its SHA-256 goes
-into ``last.ckpt.sha256`` (``sha256sum -c`` reads it too) and is checked on load. What can be resumed keeps its
+A file is written beside its place, brought to the disk, and only then given its name. A checkpoint's SHA-256 goes into
+``last.ckpt.sha256`` (``sha256sum -c`` reads it too) and is checked on reading. What can be resumed keeps its
 predecessor as ``last.previous.ckpt``, to fall back on when the newest file turns out to be damaged.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import torch
-
-_CHUNK = 2**20
-_checked: dict[Path, tuple[int, int]] = {}  # size and time of files whose SHA-256 this process found to be right
 
 
 class CheckpointError(OSError):
@@ -33,7 +30,18 @@ class NotFiniteError(RuntimeError):
     """Weights that are NaN or infinite, which no file is to hold."""
 
 
-# What lies beside a checkpoint
+class Opened(NamedTuple):
+    """What was read from a checkpoint's place.
+
+    Attributes:
+        contents: The file's bytes.
+        path: The file: the one asked for, or the one before it.
+        wrong: What is wrong with the one asked for, if it is not ``path``.
+    """
+
+    contents: bytes
+    path: Path
+    wrong: str | None = None
 
 
 def sidecar(path: Path) -> Path:
@@ -46,108 +54,18 @@ def previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def _partial(path: Path) -> Path:
-    # Always the same, so that a file which a kill left behind is overwritten by the next save.
-    return path.with_name(f".{path.name}.partial")
+# ---- writing -----------------------------------------------------------------------------------------------
 
 
-# Writing
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file beside ``path``: on the disk at the block's end; gone if the block fails. The caller renames it."""
-    partial = _partial(path)
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-
-
-def write_whole(path: Path, contents: bytes | str) -> None:
+def write_whole(path: Path, contents: bytes | memoryview | str) -> None:
     """Write a file whole or not at all; text as UTF-8. Its folder is made.
 
     Raises:
         OSError: If the system refuses. What was at ``path`` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as file:
-        file.write(contents.encode() if isinstance(contents, str) else contents)
-    os.replace(_partial(path), path)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring renames to the disk, where the system has a way."""
-    with suppress(OSError):  # Windows can't open a folder
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _known_digests(path: Path) -> list[str] | None:
-    """What the file beside a checkpoint says; None where there is none, empty where it says nothing."""
-    try:
-        lines = sidecar(path).read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return None
-    return [line.split()[0] for line in lines if line.split()]
-
-
-def _write_digests(path: Path, digests: list[str]) -> None:
-    with _replacing(sidecar(path)) as file:
-        file.write("".join(f"{digest}  {path.name}\n" for digest in digests).encode())
-    os.replace(_partial(sidecar(path)), sidecar(path))
-    _sync_folder(path.parent)
-
-
-def _put(source: Path, path: Path, digests: list[str]) -> None:
-    """Rename, and renew the SHA-256 beside it so that at any moment it names the file that is there."""
-    _write_digests(path, [*digests, *(_known_digests(path) or [])])
-    os.replace(source, path)
-    _sync_folder(path.parent)
-    _write_digests(path, digests)
-
-
-def _keep_previous(path: Path) -> None:
-    """Give the file at ``path`` a second name. Some file systems can't: then there is no previous one."""
-    digests = _known_digests(path)
-    if not digests or not path.is_file():
-        return
-    link = _partial(previous(path))
-    with suppress(OSError):
-        link.unlink(missing_ok=True)
-        os.link(path, link)
-        _put(link, previous(path), digests)
-
-
-class _Hashing:
-    """A file that also takes the SHA-256 of what is written to it, and remembers why it could not be."""
-
-    def __init__(self, file: BinaryIO, helper: Executor) -> None:
-        self.file, self.digest, self.helper = file, hashlib.sha256(), helper
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        """Lightning and torch write in one go, from the first byte to the last."""
-        if self.error is None:
-            hashed = self.helper.submit(self.digest.update, data)  # on another core, while this one writes
-            try:
-                return self.file.write(data)
-            except OSError as error:
-                self.error = error  # torch's writer would replace it by one without a reason
-            finally:
-                wait([hashed])  # the data are torch's, and gone after this
-        raise self.error
-
-    def flush(self) -> None:
-        """Left to the one who opened the file."""
+    _write_beside(path, contents)
+    _rename(_partial(path), path)
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> str:
@@ -163,17 +81,12 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> str:
     Raises:
         CheckpointError: If the system refuses, say because the disk is full. What was at ``path`` is untouched.
     """
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as file, ThreadPoolExecutor(1) as helper:
-            hashing = _Hashing(file, helper)
-            try:
-                torch.save(checkpoint, hashing)  # type: ignore[arg-type]
-            except Exception:
-                if hashing.error is not None:
-                    raise hashing.error from None
-                raise
-        digest = hashing.digest.hexdigest()
+        _write_beside(path, buffer.getbuffer())
         if "optimizer_states" in checkpoint:
             _keep_previous(path)
         _put(_partial(path), path, [digest])
@@ -184,57 +97,106 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> str:
             f"{path}: can't be written ({error.strerror or error}). What was there before is whole: free some space, "
             "then go on with the same command and --ckpt_path."
         ) from error
-    info = path.stat()
-    _checked[path.absolute()] = info.st_size, info.st_mtime_ns
     return digest
 
 
-# Reading
+def _partial(path: Path) -> Path:
+    # Always the same, so that a file which a kill left behind is overwritten by the next save.
+    return path.with_name(f".{path.name}.partial")
 
 
-def sha256(path: Path) -> str:
-    """A file's SHA-256, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _write_beside(path: Path, contents: bytes | memoryview | str) -> None:
+    """A new file at ``_partial(path)``, on the disk; gone if that fails."""
+    try:
+        with _partial(path).open("wb") as file:
+            file.write(contents.encode() if isinstance(contents, str) else contents)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            _partial(path).unlink(missing_ok=True)
+        raise
+
+
+def _rename(source: Path, path: Path) -> None:
+    """Rename, and bring that to the disk where the system has a way."""
+    os.replace(source, path)
+    with suppress(OSError):  # Windows can't open a folder
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _put(source: Path, path: Path, digests: list[str]) -> None:
+    """Rename, and renew the SHA-256 beside it so that at any moment it names the file that is there."""
+    _write_digests(path, [*digests, *(_known_digests(path) or [])])
+    _rename(source, path)
+    _write_digests(path, digests)
+
+
+def _write_digests(path: Path, digests: list[str]) -> None:
+    write_whole(sidecar(path), "".join(f"{digest}  {path.name}\n" for digest in digests))
+
+
+def _keep_previous(path: Path) -> None:
+    """Give the file at ``path`` a second name. Some file systems can't: then there is no previous one."""
+    digests = _known_digests(path)
+    if not digests or not path.is_file():
+        return
+    link = _partial(previous(path))
+    with suppress(OSError):
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+        _put(link, previous(path), digests)
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+
+
+def open_intact(path: Path) -> Opened:
+    """Read the checkpoint at ``path``, or where it is damaged the one before it.
+
+    Raises:
+        DamagedCheckpointError: If there is none that is intact.
+    """
+    contents, wrong = _read(path)
+    if contents is not None:
+        return Opened(contents, path)
+    before, _ = _read(previous(path))
+    if before is not None:
+        return Opened(before, previous(path), wrong)
+    raise DamagedCheckpointError(f"{path}: {wrong}, and there is no earlier one beside it. Use another checkpoint.")
 
 
 def damage(path: Path) -> str | None:
-    """Say what is wrong with a checkpoint's file; None where nothing shows.
+    """Say what is wrong with a checkpoint's file; None where nothing shows."""
+    return _read(path)[1]
 
-    A file without a SHA-256 beside it, such as one from elsewhere, can only be missing or empty.
-    """
+
+def _read(path: Path) -> tuple[bytes | None, str | None]:
+    """A file's bytes, or what is wrong with it. Without a SHA-256 beside it, it can only be missing or empty."""
     try:
-        info = path.stat()
-        if not path.is_file():
-            return "no file"
-        if not info.st_size:
-            return "empty"
-        digests = _known_digests(path)
-        if digests is None or _checked.get(path.absolute()) == (info.st_size, info.st_mtime_ns):
-            return None
-        digest = sha256(path)
+        if path.exists() and not path.is_file():
+            return None, "no file"
+        contents, digests = path.read_bytes(), _known_digests(path)
     except FileNotFoundError:
-        return "missing"
+        return None, "missing"
     except OSError as error:
-        return error.strerror or str(error)
-    if digest not in digests:
-        return f"damaged, its SHA-256 is {digest[:12]}..., expected {(digests or ['?'])[0][:12]}..."
-    _checked[path.absolute()] = info.st_size, info.st_mtime_ns
-    return None
+        return None, error.strerror or str(error)
+    if not contents:
+        return None, "empty"
+    digest = hashlib.sha256(contents).hexdigest() if digests is not None else None
+    if digests is not None and digest not in digests:
+        return None, f"damaged, its SHA-256 is {str(digest)[:12]}..., expected {(digests or ['?'])[0][:12]}..."
+    return contents, None
 
 
-def sound_checkpoint(path: Path) -> tuple[Path, str | None]:
-    """The checkpoint at ``path``, or where it is damaged the one before it, and what was wrong.
-
-    Raises:
-        DamagedCheckpointError: If there is none that is whole.
-    """
-    wrong = damage(path)
-    if wrong is None:
-        return path, None
-    if previous(path).is_file() and damage(previous(path)) is None:
-        return previous(path), wrong
-    raise DamagedCheckpointError(f"{path}: {wrong}. Use another checkpoint; there is no earlier one beside it.")
+def _known_digests(path: Path) -> list[str] | None:
+    """What the file beside a checkpoint says; None where there is none, empty where it says nothing."""
+    try:
+        lines = sidecar(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return None
+    return [line.split()[0] for line in lines if line.split()]

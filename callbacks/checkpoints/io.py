@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +13,21 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from callbacks.checkpoints.files import NotFiniteError, previous, sidecar, sound_checkpoint, write_checkpoint
+from callbacks.checkpoints.files import NotFiniteError, open_intact, previous, sidecar, write_checkpoint
 
 
 class DurableCheckpointIO(CheckpointIO):
-    """Lightning's plugin around :func:`write_checkpoint` and :func:`sound_checkpoint`.
+    """Lightning's plugin around :func:`~callbacks.checkpoints.files.write_checkpoint` and ``open_intact``.
 
     Lightning's own writes to the system's folder for temporary files and moves: across file systems that is a copy,
     which a kill leaves half done in the place of the last good checkpoint.
+
+    Args:
+        read: A checkpoint's path and contents that were read already, for the first time that Lightning asks for it.
     """
+
+    def __init__(self, read: tuple[Path, dict[str, Any]] | None = None) -> None:
+        self._read = read
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
@@ -46,11 +53,14 @@ class DurableCheckpointIO(CheckpointIO):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         """Read a checkpoint, or where it is damaged the one before it, without running any code of its own."""
-        sound, wrong = sound_checkpoint(Path(path))
-        if wrong is not None:
-            rank_zero_warn(f"{path}: {wrong}. Took {sound} instead.")
-        checkpoint: dict[str, Any] = torch.load(sound, map_location=map_location, weights_only=True)
-        return checkpoint
+        read, self._read = self._read, None
+        if read is not None and read[0] == Path(path):
+            return read[1]
+        opened = open_intact(Path(path))
+        if opened.wrong is not None:
+            rank_zero_warn(f"{path}: {opened.wrong}. Took {opened.path} instead.")
+        contents: dict[str, Any] = torch.load(io.BytesIO(opened.contents), map_location=map_location, weights_only=True)
+        return contents
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Remove a checkpoint and what lies beside it."""

@@ -1,10 +1,22 @@
-"""What a checkpoint says about where a run was: epochs and batches, by Lightning's own counters."""
+"""Where a run is, by Lightning's own counters: in a checkpoint, and in a trainer.
+
+This is the one file that touches what Lightning keeps to itself (names with an underscore, and fields that its
+documentation does not list). ``tests/callbacks/checkpoints/test_progress.py`` names each of them.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from torch import Tensor
+
+# ---- in a checkpoint ---------------------------------------------------------------------------------------
 
 
 def settled(fit_loop: dict[str, Any]) -> dict[str, Any]:
@@ -39,7 +51,7 @@ def settled(fit_loop: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def epochs_and_batches(checkpoint: dict[str, Any]) -> tuple[int, int]:
+def epochs_and_batches(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
     """How many whole epochs a checkpoint was trained for, and how many batches of the next one."""
     state = settled(checkpoint["loops"]["fit_loop"])
     return state["epoch_progress"]["current"]["completed"], state["epoch_loop.batch_progress"]["current"]["completed"]
@@ -49,3 +61,38 @@ def trained_epochs(checkpoint: Mapping[str, Any]) -> int | None:
     """How many epochs a checkpoint was trained for, which ``trainer.current_epoch`` does not tell in test."""
     progress: Mapping[str, Any] = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
     return cast("int | None", progress.get("current", {}).get("started"))
+
+
+# ---- in a trainer ------------------------------------------------------------------------------------------
+
+
+def progress_of(trainer: Trainer) -> tuple[int, int]:
+    """How many whole epochs a trainer has trained for, and how many batches of the next one."""
+    return epochs_and_batches({"loops": {"fit_loop": trainer.fit_loop.state_dict()}})
+
+
+def batches_done(trainer: Trainer) -> int:
+    """How many batches of its first epoch a resumed run has had before, when training begins."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def is_accumulating(trainer: Trainer) -> bool:
+    """Whether gradients of the last batch still wait for their optimiser step; no checkpoint holds them."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def count_steps_anew(trainer: Trainer) -> None:
+    """Count logged steps like an unbroken run; Lightning's loading is one off, depending on the hook."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+def saved_at(callback: Checkpoint) -> int:
+    """The step at which a callback saved last; -1 before it did."""
+    return int(getattr(callback, "_last_global_step_saved", -1))
+
+
+def remember_best(callback: ModelCheckpoint, path: Path, score: Tensor) -> None:
+    """Have a callback that has saved nothing yet go on from the best of an earlier run."""
+    callback.best_model_path = callback.kth_best_model_path = str(path)
+    callback.best_model_score = callback.kth_value = torch.as_tensor(score)
+    callback.best_k_models = {str(path): callback.best_model_score}

@@ -6,6 +6,8 @@ import argparse
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -15,6 +17,27 @@ def refuse(message: str, status: int = 2) -> NoReturn:
         traceback.print_exc() if sys.exc_info()[0] else traceback.print_stack()
     print("error:", " ".join(message.split()), file=sys.stderr)
     raise SystemExit(status)
+
+
+def flagged(message: str, prefix: str) -> str:
+    """A message about an argument, such as ``lr: -1.0, expected ...``, with the flag that set it: ``--model.lr: ...``.
+
+    A message about something else, such as a file, stays as it is.
+    """
+    return f"{prefix}{message}" if message.partition(":")[0].isidentifier() else message
+
+
+@contextmanager
+def argument_errors(prefix: str) -> Iterator[None]:
+    """Refuse in one line what is raised within; for use before work begins, never around it.
+
+    Args:
+        prefix: What makes an argument's name a flag, such as ``--data.``.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        refuse(flagged(str(error), prefix))
 
 
 class ScriptParser(argparse.ArgumentParser):

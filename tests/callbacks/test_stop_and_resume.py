@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import random
 import signal
@@ -17,9 +18,9 @@ import torch
 from helpers.small import UNSEEN
 from helpers.small import small_net as small_net
 from lightning import Trainer
-from running.cli import steps_left
+from running.checks import steps_left
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks.checkpoints import files as checkpoint_io
 from callbacks.checkpoints.files import damage, previous, sidecar
 from lightning_modules import AlexNetClassifier
 
@@ -147,9 +148,8 @@ def test_what_can_not_go_on(fit: Fit, capsys: pytest.CaptureFixture[str]) -> Non
     runs = sorted(LOGS.iterdir())
     capsys.readouterr()
 
-    assert fit(*UNSEEN, "--ckpt_path", "last") == 0
-    assert f"nothing left to train: {last(0)} was trained for 2 epochs, 8 steps" in capsys.readouterr().out
     for words, message in (
+        (["--trainer.max_epochs=1"], f"--trainer.max_epochs: 1, but {last(0)} was trained for 2 epochs. Raise it, or"),
         (["--trainer.max_epochs=5"], "--trainer.max_epochs: 12 more steps are more than the 8 that the one_cycle"),
         (["--model.groups=1"], "net.conv2.weight is (8, 4, 3, 3) in the checkpoint and (8, 8, 3, 3) in the model"),
     ):
@@ -163,10 +163,10 @@ def test_what_can_not_go_on(fit: Fit, capsys: pytest.CaptureFixture[str]) -> Non
     flip = bytearray(last(0).read_bytes())
     flip[len(flip) // 2] ^= 1
     last(0).write_bytes(flip)
-    assert fit(*UNSEEN, "--ckpt_path", "last", "--trainer.max_epochs=1") == 0  # the one before it is of one epoch
+    assert fit(*UNSEEN, "--ckpt_path", "last", "--model.groups=1") == 2
     captured = capsys.readouterr()
     assert f"warning: {last(0)}: damaged, its SHA-256 is" in captured.err
-    assert f"nothing left to train: {previous(last(0))} was trained for 1 epochs, 4 steps" in captured.out
+    assert f"error: {previous(last(0))}: net.conv2.weight is" in captured.err
     previous(last(0)).write_bytes(b"")
     assert fit(*UNSEEN, "--ckpt_path", "last") == 2
     assert f"error: {last(0)}: damaged" in capsys.readouterr().err
@@ -174,6 +174,46 @@ def test_what_can_not_go_on(fit: Fit, capsys: pytest.CaptureFixture[str]) -> Non
     assert "--ckpt_path last: no run in logs/another/" in capsys.readouterr().err
     assert sorted(LOGS.iterdir()) == runs
     assert sidecar(last(0)).is_file()
+
+
+def summary(version: int) -> dict[str, Any]:
+    """A run's ``summary.json`` without what differs from one run to the next."""
+    found = json.loads((LOGS / f"version_{version}/summary.json").read_text())
+    times = [entry.pop("seconds") for entry in found["history"]]
+    assert found["fit_seconds"] >= sum(times) - 0.1
+    return {key: value for key, value in found.items() if key not in ("command", "seconds", "fit_seconds", "resumed")}
+
+
+@pytest.mark.usefixtures("small_net")
+def test_a_finished_run_goes_on_to_its_test(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stopped in its test, it has trained all there is; its summary is the unbroken run's."""
+    assert fit(*UNSEEN) == 0
+    (LOGS / "version_0/summary.json").rename("whole.json")
+    capsys.readouterr()
+    assert fit(*UNSEEN, "--ckpt_path", "last") == 0
+    said = capsys.readouterr().out
+    assert f"nothing left to train: {last(0)} was trained for 2 epochs, 8 steps. On to the test." in said
+    Path("whole.json").rename(LOGS / "version_0/summary.json")
+    assert summary(1) == summary(0)
+    assert json.loads((LOGS / "version_1/summary.json").read_text())["resumed"] == 1
+
+
+@pytest.mark.usefixtures("small_net")
+def test_a_history_is_of_the_whole_run(fit: Fit, stop_at: Callable[..., None]) -> None:
+    words = [*UNSEEN, "--trainer.max_epochs=3"]
+    assert fit(*words) == 0
+    stop_at(2 * STEPS, signal.SIGTERM, "validation_step")
+    assert fit(*words) == 143
+    assert fit(*words, "--ckpt_path", str(last(1))) == 0
+    whole, resumed = summary(0), summary(2)
+    assert [entry["epoch"] for entry in resumed["history"]] == [1, 2, 3]
+    for key in ("val_loss", "val_top1", "val_top5", "lr"):
+        assert [entry[key] for entry in resumed["history"]] == [entry[key] for entry in whole["history"]]
+    events = EventAccumulator(str(LOGS / "version_0"))
+    events.Reload()
+    for tag, key in (("train/top1", "train_top1"), ("train/loss", "train_loss"), ("val/top5", "val_top5")):
+        measured = [event.value for event in events.Scalars(tag)]
+        assert [entry[key] for entry in whole["history"]] == pytest.approx(measured)
 
 
 @pytest.mark.usefixtures("small_net")
@@ -189,15 +229,15 @@ def test_a_full_disk_ends_the_run_in_one_line(
     fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert fit(*UNSEEN) == 0
-    original = checkpoint_io._Hashing.write
+    original = os.fsync
 
-    def write(self: Any, data: Any) -> int:
+    def fsync(descriptor: int) -> None:
         if last(1).is_file():  # the first epoch's was written
-            self.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return original(self, data)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_io._Hashing, "write", write)
+        patch.setattr(os, "fsync", fsync)
         assert fit(*UNSEEN) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

@@ -15,6 +15,7 @@ from helpers.small import small_net as small_net
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from callbacks import LOOKS
 from lightning_modules import AlexNetClassifier
 
 Fit = Callable[..., int]
@@ -70,11 +71,19 @@ def test_a_run_from_start_to_summary(fit: Fit, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     assert fit("test", "--ckpt_path", str(RUN / "checkpoints/best.ckpt"), small=False) == 0
     assert "model and data settings come from" in capsys.readouterr().out
+    tested = json.loads((RUN.with_name("version_1") / "summary.json").read_text())
     assert events(RUN.with_name("version_1")).Scalars("test/top1")[-1].value == pytest.approx(summary["test_top1"])
+    tops = [entry["val_top1"] for entry in summary["history"]]
+    assert tested["epochs"] == 1 + tops.index(max(tops))
+    for key in ("data", "test_images", "test_top1", "test_top5", "test_loss", "seed", "machine", "versions"):
+        assert tested[key] == summary[key], key
     assert fit("validate", "--ckpt_path", "last", small=False) == 0
     assert events(RUN.with_name("version_2")).Scalars("val/top1")[-1].value == pytest.approx(
         log.Scalars("val/top1")[-1].value
     )
+    validated = json.loads((RUN.with_name("version_2") / "summary.json").read_text())
+    assert (validated["val_images"], validated["val_top1"]) == (40, summary["history"][-1]["val_top1"])
+    assert "test_top1" not in validated
 
 
 @pytest.mark.usefixtures("small_net")
@@ -84,6 +93,25 @@ def test_callbacks_only_look(fit: Fit) -> None:
     looked, blind = (load(RUN.with_name(f"version_{i}") / "checkpoints/last.ckpt") for i in (0, 1))
     assert all(torch.equal(looked[key], blind[key]) for key in looked)
     assert not list(RUN.with_name("version_1").glob("*/*.png"))
+
+
+@pytest.mark.usefixtures("small_net")
+@pytest.mark.parametrize(
+    ("words", "seen"),
+    [
+        ("--looks false", set()),
+        ("--looks false --predictions.enabled true", {"predictions"}),
+        ("--predictions.enabled false", set(LOOKS) - {"predictions"}),
+        ("-c some.yaml --looks true", {"overview"}),
+    ],
+)
+def test_one_switch_for_all_that_looks(fit: Fit, words: str, seen: set[str]) -> None:
+    """And a single one's own, which wins whichever it says; what came of it is in the run's config."""
+    Path("some.yaml").write_text("".join(f"{key}: {{enabled: {key == 'overview'}}}\n" for key in LOOKS))
+    assert fit(*words.split(), "--trainer.max_epochs", "1") == 0
+    config = yaml.safe_load((RUN / "config.yaml").read_text())
+    assert {key for key in LOOKS if config[key]["enabled"]} == seen
+    assert bool(list(RUN.glob("predictions/*.png"))) == ("predictions" in seen)
 
 
 @pytest.mark.usefixtures("small_net")
@@ -159,8 +187,8 @@ REFUSED = {
     "epochs without end": ("--trainer.max_epochs -1", "--trainer.max_epochs: -1"),
     "max_epochs -5": ("--trainer.max_epochs -5", "--trainer: `max_epochs`"),
     "max_epochs 1.5": ("--trainer.max_epochs 1.5", "--trainer.max_epochs: "),
-    "k 0": ("--nearest_neighbours.k 0", "--nearest_neighbours: k must be at least 1, got 0"),
-    "every_n_epochs -1": ("--predictions.every_n_epochs -1", "--predictions: every_n_epochs must be 0"),
+    "k 0": ("--nearest_neighbours.k 0", "--nearest_neighbours.k: 0"),
+    "every_n_epochs -1": ("--predictions.every_n_epochs -1", "--predictions.every_n_epochs: -1"),
     "nothing to choose by": ("--data.val_size 0", "--data.val_size: 0"),
     "no validation for plateau": (
         "--trainer.limit_val_batches 0 --model.schedule plateau",

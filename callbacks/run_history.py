@@ -1,0 +1,62 @@
+"""RunHistory: what a run measured, epoch by epoch, so that its summary can hold it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+METRICS = ("loss", "top1", "top5")
+
+
+class RunHistory(Callback):
+    """Keep every epoch's metrics, learning rate and time. A resumed run goes on with the history of before.
+
+    Attributes:
+        epochs: One entry an epoch: ``epoch`` from 1; ``train_loss``, ``train_top1``, ``train_top5``; ``val_loss``,
+            ``val_top1``, ``val_top5`` of its last validation, if it had one; ``lr`` of its last step; ``seconds``, with
+            validation and all callbacks before this one. Accuracies are in ``[0, 1]``.
+        resumed: How often the run went on from a checkpoint.
+        before: Seconds of training in the processes before this one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epochs: list[dict[str, float]] = []
+        self.resumed = 0
+        self._validation: dict[str, float] = {}  # the newest of this epoch
+        self.before = 0.0
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, in this process and in those before it."""
+        return self.before + time.monotonic() - self._start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs, "resumed": self.resumed, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epochs = [dict(entry) for entry in state_dict["epochs"]]
+        self.resumed = state_dict["resumed"] + 1
+        self.before = state_dict["seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._validation = _metrics(trainer, "val")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        lr = {"lr": float(trainer.optimizers[0].param_groups[0]["lr"])} if trainer.optimizers else {}
+        before = sum(entry["seconds"] for entry in self.epochs)
+        entry = {"epoch": trainer.current_epoch + 1, **_metrics(trainer, "train"), **self._validation, **lr}
+        self.epochs.append({**entry, "seconds": round(self.seconds - before, 3)})
+        self._validation = {}
+
+
+def _metrics(trainer: Trainer, stage: str) -> dict[str, float]:
+    found = {name: trainer.callback_metrics.get(f"{stage}/{name}") for name in METRICS}
+    return {f"{stage}_{name}": float(value) for name, value in found.items() if value is not None}

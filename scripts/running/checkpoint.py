@@ -1,0 +1,125 @@
+"""Checkpoint: what is in a checkpoint and beside it, read once, before anything else is done with it."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from callbacks.checkpoints.files import DamagedCheckpointError, open_intact, previous
+from callbacks.checkpoints.progress import epochs_and_batches, trained_epochs
+from running.errors import refuse
+
+# A checkpoint brings its own data settings along, but not where the data lie or what follows from other settings.
+LEFT_OUT = {"model": {"_instantiator", "seed"}, "data": {"_instantiator", "seed", "image_size", "root"}}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that ``fit.py`` wrote.
+
+    Attributes:
+        path: The file.
+        contents: What it holds, as Lightning wrote it: tensors on the CPU, and plain values.
+    """
+
+    path: Path
+    contents: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Read the file, or where it is damaged the one before it, without running any code of its own.
+
+        What can't be used is refused in one line.
+        """
+        if not path.exists() and not previous(path).is_file():
+            refuse(f"--ckpt_path: {path} is no file. Name one, such as logs/alexnet/version_0/checkpoints/best.ckpt.")
+        try:
+            opened = open_intact(path)
+            if opened.wrong is not None:
+                print(f"warning: {path}: {opened.wrong}. Taking the one before it, {opened.path}.", file=sys.stderr)
+            path = opened.path
+            contents = torch.load(io.BytesIO(opened.contents), map_location="cpu", weights_only=True)
+        except DamagedCheckpointError as error:
+            refuse(str(error))
+        except pickle.UnpicklingError:
+            refuse(f"{path}: holds more than tensors and plain values, or is no checkpoint. Use one that fit.py wrote.")
+        except (RuntimeError, EOFError, OSError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            refuse(f"{path}: can't be read as a checkpoint ({reason}). Use one that fit.py wrote.")
+        if not isinstance(contents, dict) or "state_dict" not in contents:
+            refuse(f"{path}: has no state_dict. Use a checkpoint that fit.py wrote.")
+        return cls(path, contents)
+
+    @classmethod
+    def newest(cls, runs: list[Path], where: str) -> Checkpoint:
+        """The newest ``checkpoints/last.ckpt`` of some runs' folders; ``where`` says in a refusal which they are."""
+        newest: dict[float, Path] = {}
+        for run in runs:
+            last = run / "checkpoints" / "last.ckpt"
+            newest |= {path.stat().st_mtime: last for path in (last, previous(last)) if path.is_file()}
+        if not newest:
+            refuse(f"--ckpt_path last: no run in {where} has a checkpoints/last.ckpt. Name a .ckpt file.")
+        checkpoint = cls.read(newest[max(newest)])
+        print(f"--ckpt_path last: {checkpoint.path}")
+        return checkpoint
+
+    @property
+    def state_dict(self) -> dict[str, Any]:
+        """The model's tensors by name."""
+        state: dict[str, Any] = self.contents["state_dict"]
+        return state
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the run was told about model and data, as a config."""
+        found: dict[str, Any] = {}
+        for key, name in (("hyper_parameters", "model"), ("datamodule_hyper_parameters", "data")):
+            values = self.contents.get(key, {})
+            if name == "model" and "seed" in values:
+                found["seed_everything"] = values["seed"]
+            found[name] = {k: v for k, v in values.items() if k not in LEFT_OUT[name]}
+        return found
+
+    @property
+    def statistics(self) -> dict[str, Any] | None:
+        """The DataModule's state: mean, spread and axes of the training images; None where there is none."""
+        return self.contents.get("CIFAR10DataModule")
+
+    @property
+    def progress(self) -> tuple[int, int, int]:
+        """Whole epochs that it was trained for, batches of the next one, and optimiser steps in all.
+
+        A checkpoint of weights alone, which no training can go on from, is refused in one line.
+        """
+        if "optimizer_states" not in self.contents or "fit_loop" not in self.contents.get("loops", {}):
+            refuse(
+                f"--ckpt_path: {self.path} holds weights only, training can't go on from it. Use the run's last.ckpt."
+            )
+        return *epochs_and_batches(self.contents), self.contents.get("global_step", 0)
+
+    @property
+    def epochs(self) -> int | None:
+        """How many epochs it was trained for; None where it does not say."""
+        return trained_epochs(self.contents)
+
+    @property
+    def best(self) -> Path:
+        """Where the run's best weights are, beside it."""
+        return self.path.with_name("best.ckpt")
+
+    def check_fits(self, model: torch.nn.Module) -> None:
+        """Refuse a checkpoint whose tensors are not the model's, naming the first that differs."""
+        theirs, ours = self.state_dict, model.state_dict()
+        for key in [*ours, *theirs]:
+            shapes = [tuple(state[key].shape) if key in state else "missing" for state in (theirs, ours)]
+            if shapes[0] != shapes[1]:
+                refuse(
+                    f"{self.path}: {key} is {shapes[0]} in the checkpoint and {shapes[1]} in the model. "
+                    "Leave out --model flags and configs that change the network, or use another checkpoint."
+                )

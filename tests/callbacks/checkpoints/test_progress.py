@@ -1,0 +1,80 @@
+"""Lightning's private parts that ``progress.py`` touches are there, and mean what it takes them for."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT
+from helpers.small_net import SmallNet, trainer_for
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from callbacks.checkpoints import progress
+from datamodules import CIFAR10DataModule
+
+LOOP = ("epoch_progress", "epoch_loop.batch_progress", "epoch_loop.scheduler_progress")
+COUNTERS = {"ready", "completed", "started", "processed"}
+
+
+class Recorder(Callback):
+    """After each of two steps whether gradients were waiting, and where the run was."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[bool, tuple[int, int]]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        self.seen.append((progress.is_accumulating(trainer), progress.progress_of(trainer)))
+
+
+@pytest.fixture
+def trained(tmp_path: Path, datamodule: CIFAR10DataModule) -> tuple[Trainer, Recorder, ModelCheckpoint]:
+    """An epoch of four batches, two to a step."""
+    recorder, keeper = Recorder(), ModelCheckpoint(tmp_path / "checkpoints", save_last=False)
+    trainer = trainer_for(
+        tmp_path, recorder, keeper, epochs=1, logger=False, accumulate_grad_batches=2, enable_checkpointing=True
+    )
+    trainer.fit(SmallNet(), datamodule=datamodule)
+    return trainer, recorder, keeper
+
+
+def test_each_private_part_is_there(trained: tuple[Trainer, Recorder, ModelCheckpoint]) -> None:
+    trainer, _, keeper = trained
+    loop = trainer.fit_loop
+    assert callable(loop._should_accumulate)
+    assert loop.epoch_loop._batches_that_stepped == trainer.global_step == 2
+    assert keeper._last_global_step_saved == progress.saved_at(keeper) == 2
+    assert loop.epoch_loop.batch_progress.current.ready == progress.batches_done(trainer) == 4
+    state = loop.state_dict()
+    for key in (*LOOP, "epoch_loop.val_loop.batch_progress"):
+        assert set(state[key]["current"]) <= COUNTERS | {"step"}
+    assert "is_last_batch" in state["epoch_loop.batch_progress"]
+    assert {"best_model_path", "kth_best_model_path", "best_model_score", "kth_value", "best_k_models"} <= set(
+        vars(keeper)
+    )
+
+
+def test_where_a_run_is(trained: tuple[Trainer, Recorder, ModelCheckpoint]) -> None:
+    trainer, recorder, keeper = trained
+    assert recorder.seen == [(True, (0, 1)), (False, (0, 2)), (True, (0, 3)), (False, (0, 4))]
+    assert progress.progress_of(trainer) == (1, 0)
+    contents = torch.load(keeper.best_model_path, weights_only=True)
+    assert progress.epochs_and_batches(contents) == (1, 0)
+    assert progress.trained_epochs(contents) == 1
+    assert progress.trained_epochs({"state_dict": {}}) is None
+
+
+def test_nobody_else_touches_them() -> None:
+    """No other file of the source asks anything but ``self`` or ``cls`` for an attribute with an underscore."""
+    public = {"_replace", "_asdict"}  # NamedTuple's, in spite of their names
+    found = []
+    for folder in ("lightning_modules", "datamodules", "callbacks", "scripts"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+                    own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+                    if not own and node.attr not in public and path != Path(progress.__file__):
+                        found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {node.attr}")
+    assert found == []
