@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.small_net import SmallNet, events, run, scalars, trainer_for
 from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 from callbacks.base import EveryNEpochs, Stage, evenly_spaced, model_of, write_scalars
 from datamodules import CIFAR10DataModule
@@ -74,6 +76,14 @@ def test_switched_off_it_asks_for_nothing(tmp_path: Path, datamodule: CIFAR10Dat
     assert set(events(tmp_path / "off").Tags()["scalars"]) == {"epoch", "val/top1"}
     with pytest.raises(ValueError, match=r"^every_n_epochs: -1 is below 0, expected .+\. Choose 0 or more\.$"):
         LargestWeight(-1)
+
+
+def test_every_logger_gets_the_values(tmp_path: Path, datamodule: CIFAR10DataModule) -> None:
+    model, _ = run(tmp_path, datamodule, LargestWeight(0), logger=CSVLogger(str(tmp_path), name="run"))
+    with open(tmp_path / "run/version_0/metrics.csv") as file:
+        values = [row["val/largest_weight"] for row in csv.DictReader(file) if row["val/largest_weight"]]
+    largest = max(float(weights.detach().abs().max()) for weights in model.net.parameters())
+    assert [float(value) for value in values][1:] == [pytest.approx(largest)]
 
 
 @pytest.mark.parametrize(("size", "count", "places"), [(10, 5, [0, 2, 4, 6, 8]), (3, 9, [0, 1, 2]), (0, 4, [])])

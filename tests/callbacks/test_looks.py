@@ -24,7 +24,9 @@ PICTURES = {
     "embedding_projector": ("embedding/val_epoch_", [2]),
 }
 SCALARS = {
-    "activation_stats": {f"{kind}/{layer}" for kind in ("dead", "activation_scale") for layer in ("conv1", "conv2", "fc7")},
+    "activation_stats": {
+        f"{kind}/{layer}" for kind in ("dead", "activation_scale") for layer in ("conv1", "conv2", "fc7")
+    },
     "conv1_filters": {"filters/moved_mean", "filters/moved_max"},
     "training_health": {
         "train/lr",

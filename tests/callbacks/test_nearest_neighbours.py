@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import io
 import os
 import subprocess
@@ -11,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, small_net
+from helpers.small_net import SmallNet, events, png
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from callbacks import NearestNeighbours, nearest_neighbours
@@ -33,7 +31,7 @@ class Pictures(Dataset[Any]):
         g = torch.Generator().manual_seed(seed)
         self.targets = torch.randint(0, 4, (count,), generator=g)
         colours = torch.randint(60, 196, (4, 3, 1, 1), generator=torch.Generator().manual_seed(7))
-        self.images = (colours[self.targets] + torch.randint(-59, 59, (count, 3, 6, 6), generator=g)).to(torch.uint8)
+        self.images = (colours[self.targets] + torch.randint(-59, 59, (count, 3, 24, 24), generator=g)).to(torch.uint8)
         self.fetched: list[list[int]] = []
 
     def __len__(self) -> int:
@@ -78,62 +76,28 @@ class Data(LightningDataModule):
         return (images + 1) * 128 / 255
 
 
-class Net(LightningModule):
-    """Dropout's masks betray a random number drawn elsewhere; one part stays in evaluation mode throughout."""
+class Net(SmallNet):
+    """Notes how it is called to embed; ``poison`` spoils the features."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(108, 16), nn.ReLU(), nn.Dropout(0.5))
-        self.frozen = nn.Dropout(0.5)
-        self.out = nn.Linear(16, 4)
-        self.losses: list[Tensor] = []
         self.embedded: list[tuple[bool, bool]] = []
         self.poison: float | None = None
 
     def embed(self, images: Tensor) -> Tensor:
-        self.embedded.append((self.hidden[3].training, torch.is_grad_enabled()))
-        features = self.frozen(self.hidden(images))
+        self.embedded.append((self.training, torch.is_grad_enabled()))
+        features = super().embed(images)
         return features if self.poison is None else features * self.poison
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        assert self.hidden[3].training
-        assert not self.frozen.training
-        loss = nn.functional.cross_entropy(self.out(self.frozen(self.hidden(batch[0]))), batch[1])
-        self.losses.append(loss.detach())
-        return loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val/loss", nn.functional.cross_entropy(self.out(self.hidden(batch[0])), batch[1]))
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("test/loss", nn.functional.cross_entropy(self.out(self.hidden(batch[0])), batch[1]))
-
-    def on_train_start(self) -> None:
-        self.frozen.eval()
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.05)
-
-
-def trainer_for(folder: Path, *callbacks: Callback, logger: Any = None, epochs: int = 2, **options: Any) -> Trainer:
-    return Trainer(
-        max_epochs=epochs,
-        limit_train_batches=STEPS,
-        accelerator="cpu",
-        default_root_dir=str(folder),
-        logger=TensorBoardLogger(str(folder), name="", version="") if logger is None else logger,
-        callbacks=list(callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        **{"enable_checkpointing": False} | options,
-    )
+def trainer_for(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    return small_net.trainer_for(folder, *callbacks, limit_train_batches=STEPS, **options)
 
 
 def run(folder: Path, *callbacks: Callback, data: Data | None = None, **options: Any) -> tuple[Net, Data, Trainer]:
     torch.manual_seed(1)
-    model, data, trainer = Net(), data or Data(), trainer_for(folder, *callbacks, **options)
-    trainer.fit(model, datamodule=data)
+    model, data = Net(), data or Data()
+    _, trainer = small_net.run(folder, data, *callbacks, model=model, limit_train_batches=STEPS, **options)
     return model, data, trainer
 
 
@@ -158,12 +122,6 @@ def precision(data: Data, stage: str, indices: np.ndarray) -> float:
     return sum(hits) / len(hits)
 
 
-def read(folder: Path) -> EventAccumulator:
-    events = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
-    events.Reload()
-    return events
-
-
 def pngs(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("retrieval/*"))
 
@@ -175,15 +133,15 @@ def test_precision_is_brute_forces_and_reaches_tensorboard(tmp_path: Path):
     want = {f"val/retrieval_p{k}": precision(data, "val", indices[:, :k]) for k in (1, 5, 10)}
     assert len(set(want.values())) > 1
     assert callback.precision == pytest.approx(want, abs=1e-12)
-    events = read(tmp_path)
+    log = events(tmp_path)
     for tag, value in want.items():
-        assert [(e.step, e.value) for e in events.Scalars(tag)] == [(2 * STEPS, pytest.approx(value, abs=1e-6))]
+        assert [(e.step, e.value) for e in log.Scalars(tag)] == [(2 * STEPS, pytest.approx(value, abs=1e-6))]
 
     trainer.test(model, datamodule=data, verbose=False)
     _, indices = brute_force(model, data, "test", 10)
     want |= {f"test/retrieval_p{k}": precision(data, "test", indices[:, :k]) for k in (1, 5, 10)}
     assert callback.precision == pytest.approx(want, abs=1e-12)
-    assert sorted(read(tmp_path).Tags()["images"]) == ["retrieval/test", "retrieval/val"]
+    assert sorted(events(tmp_path).Tags()["images"]) == ["retrieval/test", "retrieval/val"]
     assert pngs(tmp_path) == ["test_epoch_002.png", "val_epoch_002.png"]
 
 
@@ -191,11 +149,11 @@ def test_precision_is_brute_forces_and_reaches_tensorboard(tmp_path: Path):
 def test_looks_every_n_epochs_and_at_the_end_once(tmp_path: Path, every: int, epochs: int, looked: list[int]):
     run(tmp_path, NearestNeighbours(every), epochs=epochs)
     assert pngs(tmp_path) == [f"val_epoch_{epoch:03d}.png" for epoch in looked]
-    logged = read(tmp_path).Images("retrieval/val")
+    logged = events(tmp_path).Images("retrieval/val")
     assert [image.step for image in logged] == [STEPS * epoch for epoch in looked]
     for epoch, image in zip(looked, logged, strict=True):
-        png = np.array(Image.open(tmp_path / f"retrieval/val_epoch_{epoch:03d}.png"))
-        np.testing.assert_array_equal(png, np.array(Image.open(io.BytesIO(image.encoded_image_string))))
+        saved = png(tmp_path / f"retrieval/val_epoch_{epoch:03d}.png")
+        np.testing.assert_array_equal(saved, np.array(Image.open(io.BytesIO(image.encoded_image_string))))
 
 
 def test_a_test_alone_can_look(tmp_path: Path):
@@ -234,7 +192,7 @@ def test_the_panel_shows_the_neighbours_of_brute_force(tmp_path: Path, monkeypat
     rows = spread_queries(data.sets["val"].targets.tolist(), 3)
     val, train = data.sets["val"], data.sets["train"]
     torch.testing.assert_close(queries, val.images[rows] / 255)
-    torch.testing.assert_close(neighbours, train.images[want_indices[rows].flatten()].view(3, 4, 3, 6, 6) / 255)
+    torch.testing.assert_close(neighbours, train.images[want_indices[rows].flatten()].view(3, 4, 3, 24, 24) / 255)
     assert query_targets == val.targets[rows].tolist()
     assert neighbour_targets == train.targets[want_indices[rows]].tolist()
     np.testing.assert_allclose(distances, want_distances[rows], rtol=1e-5)
@@ -243,14 +201,9 @@ def test_the_panel_shows_the_neighbours_of_brute_force(tmp_path: Path, monkeypat
     assert all(d > 0 for row in distances for d in row)
 
 
-def test_training_is_the_same_with_and_without(tmp_path: Path):
-    without, _, _ = run(tmp_path / "without", epochs=3)
-    with_, _, _ = run(tmp_path / "with", NearestNeighbours(1), epochs=3)
-    assert len(pngs(tmp_path / "with")) == 3
-    assert len(with_.losses) == 3 * STEPS
-    assert torch.equal(torch.stack(with_.losses), torch.stack(without.losses))
-    assert all(torch.equal(a, b) for a, b in zip(with_.parameters(), without.parameters(), strict=True))
-    assert set(with_.embedded) == {(False, False)}, "embeds in evaluation mode, without gradients"
+def test_embeds_in_evaluation_mode_without_gradients(tmp_path: Path):
+    model, _, _ = run(tmp_path, NearestNeighbours(1))
+    assert set(model.embedded) == {(False, False)}
 
 
 def test_images_are_embedded_once_and_few_are_fetched_for_the_panel(tmp_path: Path):
@@ -261,35 +214,15 @@ def test_images_are_embedded_once_and_few_are_fetched_for_the_panel(tmp_path: Pa
     assert [len(places) for places in data.sets["val"].fetched] == [7, 7, 6, 2]
 
 
-def test_no_logger_csv_logger_and_several_loggers(tmp_path: Path):
-    callback = NearestNeighbours()
-    run(tmp_path / "none", callback, logger=False)
-    assert pngs(tmp_path / "none") == ["val_epoch_002.png"]
-
-    run(tmp_path / "csv", callback, logger=CSVLogger(str(tmp_path / "csv"), name="run"))
-    assert pngs(tmp_path / "csv/run/version_0") == ["val_epoch_002.png"]
-    with open(tmp_path / "csv/run/version_0/metrics.csv") as file:
-        values = [row["val/retrieval_p5"] for row in csv.DictReader(file) if row["val/retrieval_p5"]]
-    assert [float(value) for value in values] == [pytest.approx(callback.precision["val/retrieval_p5"])]
-
-    loggers = [TensorBoardLogger(str(tmp_path / name), name="", version="") for name in "ab"]
-    run(tmp_path, callback, logger=[loggers[0], CSVLogger(str(tmp_path / "c")), loggers[1]])
-    for name in "ab":
-        assert read(tmp_path / name).Tags()["images"] == ["retrieval/val"]
-        assert "val/retrieval_p1" in read(tmp_path / name).Tags()["scalars"]
-    assert [pngs(tmp_path / name) for name in "ab"] == [["val_epoch_002.png"], []]
-
-
-def test_switched_off_and_fast_dev_run_do_nothing(tmp_path: Path):
-    for name, callback, options in (
-        ("off", NearestNeighbours(1, enabled=False), {}),
-        ("dev", NearestNeighbours(1), {"fast_dev_run": True}),
+def test_switched_off_it_embeds_nothing(tmp_path: Path):
+    for callback, options in (
+        (NearestNeighbours(1, enabled=False), {}),
+        (NearestNeighbours(1), {"fast_dev_run": True}),
     ):
-        model, data, trainer = run(tmp_path / name, callback, **options)
+        model, data, trainer = run(tmp_path, callback, **options)
         trainer.test(model, datamodule=data, verbose=False)
         assert not model.embedded
         assert not callback.precision
-    assert not list(tmp_path.rglob("*.png"))
 
 
 def test_a_gallery_smaller_than_k(tmp_path: Path):
@@ -421,7 +354,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path):
         folder.mkdir()
         done = subprocess.run(
             [sys.executable, __file__, str(folder), devices],
-            env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": f"{root}:{root}/tests", "OMP_NUM_THREADS": "1"},
             cwd=folder,
             capture_output=True,
             text=True,
@@ -435,10 +368,8 @@ def test_two_processes_find_what_one_finds(tmp_path: Path):
         two = torch.load(tmp_path / f"2/rank{rank}.pt")
         assert all(torch.equal(a, b) for a, b in zip(one["found"][0], two["found"][0], strict=True))
         assert two["precision"] == one["precision"]
-    np.testing.assert_array_equal(
-        *(np.array(Image.open(tmp_path / f"{n}/retrieval/test_epoch_000.png")) for n in (1, 2))
-    )
-    assert len(read(tmp_path / "2").Images("retrieval/test")) == 1
+    np.testing.assert_array_equal(*(png(tmp_path / f"{n}/retrieval/test_epoch_000.png") for n in (1, 2)))
+    assert len(events(tmp_path / "2").Images("retrieval/test")) == 1
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from helpers.small import SmallAlexNet
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+
+from helpers.small import SmallAlexNet
 
 
 class SmallNet(LightningModule):
