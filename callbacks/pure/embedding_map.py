@@ -1,4 +1,4 @@
-"""Images where their features lie, along the two principal axes, as a picture. Pure functions."""
+"""Images where their features lie, along the two principal axes, as a picture."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from callbacks.pure.canvas import Label, lettered, shortened
+from callbacks.pure.canvas import Canvas, shortened, to_uint8
 
 SPRITE = 32  # pixels: CIFAR-10's own size. TensorBoard takes one picture of all sprites, at most 8192 pixels wide
 MAP_SIDE, MAP_LEFT, MAP_TOP, LEGEND_WIDTH = 760, 16, 62, 150
@@ -25,19 +25,16 @@ def principal_axes(features: Tensor) -> Tensor:
     them. Three hundred fc7 features of 4096 numbers take a fourteenth of the room.
 
     Args:
-        features: ``(N, D)`` float.
+        features: ``(N, D)`` float, finite; else a ValueError.
 
     Returns:
         ``(N, min(N - 1, D))`` float32, at least one column. Each axis' sign is such that the largest coordinate on it
         is positive, so that a map is not mirrored from one epoch to the next without need.
-
-    Raises:
-        ValueError: If features are no matrix, or not finite.
     """
     if features.ndim != 2 or not features.numel():
-        raise ValueError(f"features must be (N, D), got {tuple(features.shape)}")
+        raise ValueError(f"features: {tuple(features.shape)}, expected (N, D). Flatten each image's features.")
     if not bool(features.isfinite().all()):
-        raise ValueError("features hold NaN or infinite values")
+        raise ValueError("features: NaN or infinite ones among them, expected finite numbers. Leave such images out.")
     centred = features.double() - features.double().mean(0)
     left, sizes, _ = torch.linalg.svd(centred, full_matrices=False)
     points = (left * sizes)[:, : max(1, min(len(features) - 1, features.shape[1]))]
@@ -59,38 +56,27 @@ def embedding_map(
 
     Returns:
         ``(3, H, W)`` uint8: a square of ``MAP_SIDE`` pixels at ``MAP_TOP``, ``MAP_LEFT``, within which the outermost
-        images touch the edges, and a legend. Both axes have one scale.
-
-    Raises:
-        ValueError: If the shapes don't fit.
+        images touch the edges, and a legend. Both axes have one scale. A ValueError where shapes don't fit.
     """
-    count = len(points)
-    if points.shape != (count, 2) or images.shape != (count, 3, SPRITE, SPRITE) or len(targets) != count or not count:
-        raise ValueError(
-            f"points must be (N, 2), images (N, 3, {SPRITE}, {SPRITE}) and targets N, got "
-            f"{tuple(points.shape)}, {tuple(images.shape)} and {len(targets)}"
-        )
-    frame = 2
-    side = SPRITE + 2 * frame
+    count = len(targets)
+    for name, tensor, shape in (("points", points, (2,)), ("images", images, (3, SPRITE, SPRITE))):
+        if tensor.shape != (count, *shape) or not count:
+            raise ValueError(f"{name}: {tuple(tensor.shape)}, expected {(count, *shape)}. Give one for each target.")
+    side = SPRITE + 4  # with its frame
     points = points.double().cpu()
     low, high = points.amin(0), points.amax(0)
     span = float((high - low).max()) or 1.0
     places = ((points - (low + high) / 2) / span * (MAP_SIDE - side)).round().long() + (MAP_SIDE - side) // 2
-    canvas = torch.full((3, MAP_TOP + MAP_SIDE + 16, MAP_LEFT + MAP_SIDE + LEGEND_WIDTH), 255, dtype=torch.uint8)
-    canvas[:, MAP_TOP : MAP_TOP + MAP_SIDE, MAP_LEFT : MAP_LEFT + MAP_SIDE] = 246
-    labels = [
-        Label(MAP_LEFT, 19, title, size=11, weight="bold"),
-        Label(MAP_LEFT, 42, "fc7's features along their two principal axes (one scale); near means alike"),
-    ]
-    pictures = images.detach().float().cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
-    colours = torch.tensor(COLOURS, dtype=torch.uint8)
-    for (x, y), picture, target in zip(places.tolist(), pictures, targets, strict=True):
-        top, left = MAP_TOP + MAP_SIDE - side - y, MAP_LEFT + x
-        canvas[:, top : top + side, left : left + side] = colours[target % len(COLOURS)][:, None, None]
-        canvas[:, top + frame : top + frame + SPRITE, left + frame : left + frame + SPRITE] = picture
-    for target, name in enumerate(class_names):
-        top, left = MAP_TOP + 22 * target, MAP_LEFT + MAP_SIDE + 16
-        if top + 16 <= canvas.shape[1]:
-            canvas[:, top : top + 14, left : left + 14] = colours[target % len(COLOURS)][:, None, None]
-            labels.append(Label(left + 22, top + 7, shortened(name)))
-    return lettered(canvas, labels)
+    canvas = Canvas(MAP_LEFT + MAP_SIDE + LEGEND_WIDTH, MAP_TOP + MAP_SIDE + 16)
+    canvas.text(MAP_LEFT, 19, title, size=11, bold=True)
+    canvas.text(MAP_LEFT, 42, "fc7's features along their two principal axes (one scale); near means alike")
+    canvas.bar(MAP_LEFT, MAP_TOP, MAP_SIDE, MAP_SIDE, (246, 246, 246))
+    for (right, up), picture, target in zip(places.tolist(), to_uint8(images), targets, strict=True):
+        x, y = MAP_LEFT + right, MAP_TOP + MAP_SIDE - side - up
+        canvas.bar(x, y, side, side, COLOURS[target % len(COLOURS)])
+        canvas.paste(x + 2, y + 2, picture)
+    for target, name in enumerate(class_names[: MAP_SIDE // 22 + 1]):  # as many as the legend has room for
+        x, y = MAP_LEFT + MAP_SIDE + 16, MAP_TOP + 22 * target
+        canvas.bar(x, y, 14, 14, COLOURS[target % len(COLOURS)])
+        canvas.text(x + 22, y + 7, shortened(name))
+    return canvas.pixels()

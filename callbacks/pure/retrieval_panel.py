@@ -1,15 +1,14 @@
-"""Images with their nearest neighbours as a picture: the paper's Figure 4, right. Pure functions."""
+"""The paper's Figure 4, right: test images and the six training images nearest to each (Krizhevsky et al. 2012)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from callbacks.pure.canvas import FRAME, INK, MARKS, RIGHT, THUMB, UNKNOWN, WRONG, Label, lettered, paste, shortened
+from callbacks.pure.canvas import CELL, FRAME, INK, MARKS, RIGHT, THUMB, UNKNOWN, WRONG, Canvas, shortened
 
-CELL_WIDTH, CELL_HEIGHT = THUMB + 2 * FRAME + 12, THUMB + 2 * FRAME + 46
+CELL_WIDTH, CELL_HEIGHT = CELL + 12, CELL + 46
 PANEL_LEFT, PANEL_TOP, PANEL_GAP = 16, 70, 28  # PANEL_GAP sets the query apart from its neighbours
 
 
@@ -38,55 +37,38 @@ def retrieval_panel(
     Returns:
         ``(3, H, W)`` uint8. Cell ``(r, c)``, with the query as ``c = 0``, has the corner of its frame at row
         ``PANEL_TOP + r * CELL_HEIGHT``, column ``PANEL_LEFT + c * CELL_WIDTH``, plus ``PANEL_GAP`` where ``c > 0``.
-
-    Raises:
-        ValueError: If the shapes don't fit.
-
-    Source:
-        Krizhevsky et al. 2012, Figure 4, right: five test images and the six training images nearest to each.
+        A ValueError where shapes don't fit.
     """
-    rows, k = neighbours.shape[:2]
-    fits = queries.ndim == 4 and neighbours.ndim == 5 and queries.shape == (rows, *neighbours.shape[2:])
-    if not fits or queries.shape[1] != 3 or not rows or not k:
-        raise ValueError(
-            "queries must be (R, 3, h, w) and neighbours (R, K, 3, h, w), got "
-            f"{tuple(queries.shape)} and {tuple(neighbours.shape)}"
-        )
-    lists = {"neighbour_targets": neighbour_targets, "distances": distances}
-    for name, values in lists.items():
-        if len(values) != rows or any(len(row) != k for row in values):
-            raise ValueError(f"{name} must be {rows} rows of {k}")
+    if neighbours.ndim != 5 or neighbours.shape[2] != 3 or not neighbours.numel():
+        raise ValueError(f"neighbours: {tuple(neighbours.shape)}, expected (R, K, 3, h, w). Give each query K images.")
+    rows, k, *size = neighbours.shape
+    if queries.shape != (rows, *size):
+        raise ValueError(f"queries: {tuple(queries.shape)}, expected {(rows, *size)}. Give all images in one size.")
+    for name, lists in {"neighbour_targets": neighbour_targets, "distances": distances}.items():
+        if [len(row) for row in lists] != [k] * rows:
+            raise ValueError(f"{name}: other lengths than neighbours, expected {rows} rows of {k}. Give one for each.")
     if len(query_targets) != rows:
-        raise ValueError(f"query_targets must be {rows} classes, got {len(query_targets)}")
+        raise ValueError(f"query_targets: {len(query_targets)} classes, expected {rows}. Give None for an unknown one.")
     names = [None if t is None else class_names[t] for t in query_targets] if query_names is None else query_names
     if len(names) != rows or None in names:
-        raise ValueError(f"query_names must be {rows} names, one for each query whose class is not known")
+        raise ValueError(f"query_names: {query_names}, expected {rows} names. Name queries whose class is not known.")
 
-    height = PANEL_TOP + rows * CELL_HEIGHT + 8
-    width = max(PANEL_LEFT + (k + 1) * CELL_WIDTH + PANEL_GAP + PANEL_LEFT - 12, 620)
-    canvas = torch.full((3, height, width), 255, dtype=torch.uint8)
     first = PANEL_LEFT + CELL_WIDTH + PANEL_GAP  # where the neighbours begin
-    line = first - PANEL_GAP // 2 - 6
-    canvas[:, PANEL_TOP : height - 20, line : line + 1] = 190
-    labels = [
-        Label(PANEL_LEFT + FRAME, 21, title, size=11, weight="bold"),
-        Label(PANEL_LEFT + FRAME, PANEL_TOP - 15, "query"),
-        Label(first, PANEL_TOP - 15, "nearest training images, nearest first, with their distances in fc7"),
-    ]
-    for r in range(rows):
-        top = PANEL_TOP + r * CELL_HEIGHT
-        name = shortened(str(names[r]))
-        paste(canvas, queries[r], top, PANEL_LEFT, frame=None)
-        labels.append(Label(PANEL_LEFT + FRAME + THUMB / 2, top + THUMB + 22, name, align="center", weight="bold"))
-        for c in range(k):
-            left = first + c * CELL_WIDTH
-            right = neighbour_targets[r][c] == query_targets[r]
-            known = query_targets[r] is not None
-            colour = UNKNOWN if not known else RIGHT if right else WRONG
-            paste(canvas, neighbours[r, c], top, left, frame=colour)
-            middle, under = left + FRAME + THUMB / 2, top + THUMB + 22
-            mark = f"{MARKS[right]} " if known else ""
-            name = f"{mark}{shortened(class_names[neighbour_targets[r][c]])}"
-            labels.append(Label(middle, under, name, colour=colour if known else INK, align="center"))
-            labels.append(Label(middle, under + 15, f"{distances[r][c]:#.4g}", size=7, align="center"))
-    return lettered(canvas, labels)
+    canvas = Canvas(first + k * CELL_WIDTH + PANEL_LEFT - 12, PANEL_TOP + rows * CELL_HEIGHT + 8)
+    canvas.text(PANEL_LEFT + FRAME, 21, title, size=11, bold=True)
+    canvas.text(PANEL_LEFT + FRAME, PANEL_TOP - 15, "query")
+    canvas.text(first, PANEL_TOP - 15, "nearest training images, nearest first, with their distances in fc7")
+    canvas.bar(first - PANEL_GAP // 2 - 6, PANEL_TOP, 1, rows * CELL_HEIGHT - 12, (190, 190, 190))
+    for r, target in enumerate(query_targets):
+        y = PANEL_TOP + r * CELL_HEIGHT
+        under = y + THUMB + 22
+        canvas.image(PANEL_LEFT, y, queries[r])
+        canvas.text(PANEL_LEFT + CELL / 2, under, shortened(str(names[r])), align="middle", bold=True)
+        for c, (other, distance) in enumerate(zip(neighbour_targets[r], distances[r], strict=True)):
+            x, known, right = first + c * CELL_WIDTH, target is not None, other == target
+            colour = RIGHT if right else WRONG if known else UNKNOWN
+            name = (f"{MARKS[right]} " if known else "") + shortened(class_names[other])
+            canvas.image(x, y, neighbours[r, c], frame=colour)
+            canvas.text(x + CELL / 2, under, name, ink=colour if known else INK, align="middle")
+            canvas.text(x + CELL / 2, under + 15, f"{distance:#.4g}", size=7, align="middle")
+    return canvas.pixels()

@@ -1,0 +1,106 @@
+import pytest
+import torch
+from torch import Tensor
+
+from callbacks.pure.canvas import FRAME, RIGHT, THUMB, UNKNOWN, WRONG
+from callbacks.pure.retrieval_panel import CELL_HEIGHT, CELL_WIDTH, PANEL_GAP, PANEL_LEFT, PANEL_TOP, retrieval_panel
+
+NAMES = ("airplane", "automobile", "bird", "cat")
+
+
+def corner(r: int, c: int) -> tuple[int, int]:
+    """Where a cell's frame begins; column 0 is the query."""
+    return PANEL_TOP + r * CELL_HEIGHT, PANEL_LEFT + c * CELL_WIDTH + (PANEL_GAP if c else 0)
+
+
+def panel(
+    rows: int = 3, k: int = 6, size: tuple[int, int] = (32, 32)
+) -> tuple[Tensor, list[int], list[list[int]], Tensor]:
+    """A panel of plain images, each of its own grey, with its classes and greys."""
+    greys = (20 + 10 * torch.arange(rows * (k + 1))).view(rows, k + 1)  # of 255
+    plain = greys[:, :, None, None, None].div(255).expand(rows, k + 1, 3, *size)
+    targets = [i % 4 for i in range(rows)]
+    others = [[(i * j) % 4 for j in range(k)] for i in range(rows)]
+    distances = [[10.0 + j for j in range(k)] for _ in range(rows)]
+    drawn = retrieval_panel(plain[:, 0], plain[:, 1:], targets, others, distances, NAMES, "val images after epoch 3")
+    return drawn, targets, others, greys
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (227, 227), (20, 40)])
+def test_each_image_is_in_its_cell_framed_by_its_class(size: tuple[int, int]):
+    drawn, targets, others, greys = panel(size=size)
+    assert drawn.dtype == torch.uint8
+    seen = set()
+    for r in range(3):
+        for c in range(7):
+            y, x = corner(r, c)
+            middle = drawn[:, y + FRAME + THUMB // 2, x + FRAME + THUMB // 2]
+            assert middle.tolist() == [int(greys[r, c])] * 3
+            edges = [(y, x), (y, x + THUMB + 2 * FRAME - 1), (y + THUMB + 2 * FRAME - 1, x), (y + 2, x + THUMB // 2)]
+            colours = {tuple(drawn[:, a, b].tolist()) for a, b in edges}
+            if c == 0:
+                assert colours == {(255, 255, 255)}  # the query has no frame
+                continue
+            right = others[r][c - 1] == targets[r]
+            assert colours == {RIGHT if right else WRONG}
+            seen.add(right)
+            under = drawn[:, y + THUMB + 2 * FRAME + 4 : y + THUMB + 2 * FRAME + 20, x : x + THUMB].int()
+            greener = under[1] - under[0]  # thin letters are blended with the white around them
+            reddest, greenest = -int(greener.min()), int(greener.max())
+            assert greenest > 60 > reddest if right else reddest > 60 > greenest, "the name is in the frame's colour"
+    assert seen == {True, False}
+    assert corner(0, 1)[1] - corner(0, 0)[1] > corner(0, 2)[1] - corner(0, 1)[1]  # set apart
+    assert int(drawn[:, :, -3:].min()) == 255
+
+
+def test_what_is_written(written: list[str]):
+    one = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    names = ["cat", "a $name$ that is rather long"]
+    retrieval_panel(one, one[None].expand(1, 2, 3, 8, 8), [0], [[0, 1]], [[0.5, 12.3456]], names, "title")
+    assert {"title", "query", "cat", "✓ cat", "✗ a $name$ that i…", "0.5000", "12.35"} <= set(written)
+
+
+def test_a_photo_is_neither_turned_nor_mirrored_and_is_cut_to_its_range():
+    photo = torch.zeros(3, 32, 32)
+    photo[0, :16, :16] = 1.0  # red above left
+    photo[2, 16:, 16:] = 1.5  # blue below right
+    drawn = retrieval_panel(photo[None], photo[None, None], [0], [[0]], [[1.0]], NAMES)
+    for c in range(2):
+        y, x = corner(0, c)
+        thumb = drawn[:, y + FRAME : y + FRAME + THUMB, x + FRAME : x + FRAME + THUMB]
+        assert thumb[:, 20, 20].tolist() == [255, 0, 0]
+        assert thumb[:, 88, 88].tolist() == [0, 0, 255]
+        assert thumb[:, 20, 88].tolist() == thumb[:, 88, 20].tolist() == [0, 0, 0]
+
+
+def test_neighbours_of_an_unknown_class_have_grey_frames():
+    queries, neighbours = torch.rand(2, 3, 32, 32), torch.rand(2, 2, 3, 32, 32)
+    arguments = ([[0, 1], [1, 0]], [[1.0, 2.0], [3.0, 4.0]], ("cat", "dog"), "title")
+    panel = retrieval_panel(queries, neighbours, [None, 1], *arguments, query_names=["a.png", "b.png"])
+    left = PANEL_LEFT + CELL_WIDTH + PANEL_GAP
+    grey = torch.tensor(UNKNOWN, dtype=torch.uint8)
+    for column in range(2):
+        corner = panel[:, PANEL_TOP + FRAME // 2, left + column * CELL_WIDTH + FRAME // 2]
+        assert (corner == grey).all()
+    known = retrieval_panel(queries, neighbours, [0, 1], *arguments)
+    below = PANEL_TOP + CELL_HEIGHT
+    assert (panel[:, below:, left:] == known[:, below:, left:]).all()  # the second query's are as ever
+    with pytest.raises(ValueError, match="query_names"):
+        retrieval_panel(queries, neighbours, [None, 1], *arguments)
+    with pytest.raises(ValueError, match="query_names"):
+        retrieval_panel(queries, neighbours, [None, 1], *arguments, query_names=["a.png"])
+
+
+def test_bad_panels():
+    one, many = torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"queries: \(1, 3, 9, 8\), expected \(1, 3, 8, 8\)"):
+        retrieval_panel(torch.zeros(1, 3, 9, 8), many, [0], [[0, 0]], [[0, 0]], NAMES)
+    with pytest.raises(ValueError, match="neighbour_targets: .* expected 1 rows of 2"):
+        retrieval_panel(one, many, [0], [[0]], [[0, 0]], NAMES)
+    with pytest.raises(ValueError, match="distances: .* expected 1 rows of 2"):
+        retrieval_panel(one, many, [0], [[0, 0]], [], NAMES)
+    with pytest.raises(ValueError, match="query_targets: 2 classes, expected 1"):
+        retrieval_panel(one, many, [0, 1], [[0, 0]], [[0, 0]], NAMES)
+    for shape in ((1, 2, 1, 8, 8), (2, 3, 8, 8), (1, 0, 3, 8, 8), (3,)):
+        with pytest.raises(ValueError, match="neighbours: "):
+            retrieval_panel(one, torch.zeros(shape), [0], [[0, 0]], [[0, 0]], NAMES)
