@@ -18,8 +18,7 @@ from helpers.small import small_net as small_net
 from PIL import Image
 from retrieve import list_photos, read_photo
 
-from callbacks.pure.canvas import FRAME, UNKNOWN
-from callbacks.pure.retrieval_panel import CELL_HEIGHT, CELL_WIDTH, PANEL_GAP, PANEL_LEFT, PANEL_TOP, retrieval_panel
+from callbacks.pure.retrieval_panel import CELL_HEIGHT, PANEL_TOP
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
 
@@ -155,24 +154,6 @@ def test_folders_are_sorted_and_what_is_skipped_is_said() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- panel
-
-
-def test_neighbours_of_an_unknown_class_have_grey_frames() -> None:
-    queries, neighbours = torch.rand(2, 3, 32, 32), torch.rand(2, 2, 3, 32, 32)
-    arguments = ([[0, 1], [1, 0]], [[1.0, 2.0], [3.0, 4.0]], ("cat", "dog"), "title")
-    panel = retrieval_panel(queries, neighbours, [None, 1], *arguments, query_names=["a.png", "b.png"])
-    left = PANEL_LEFT + CELL_WIDTH + PANEL_GAP
-    grey = torch.tensor(UNKNOWN, dtype=torch.uint8)
-    for column in range(2):
-        corner = panel[:, PANEL_TOP + FRAME // 2, left + column * CELL_WIDTH + FRAME // 2]
-        assert (corner == grey).all()
-    known = retrieval_panel(queries, neighbours, [0, 1], *arguments)
-    below = PANEL_TOP + CELL_HEIGHT
-    assert (panel[:, below:, left:] == known[:, below:, left:]).all()  # the second query's are as ever
-    with pytest.raises(ValueError, match="query_names"):
-        retrieval_panel(queries, neighbours, [None, 1], *arguments)
-    with pytest.raises(ValueError, match="query_names"):
-        retrieval_panel(queries, neighbours, [None, 1], *arguments, query_names=["a.png"])
 
 
 # ---------------------------------------------------------------------------------------------------------- whole runs
