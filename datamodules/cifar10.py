@@ -7,10 +7,11 @@ cutout before the resizing and a jitter of scale with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
+from math import inf
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,19 @@ from datamodules.subset import Split, balanced_split
 
 View = Literal["augmented", "centre", "ten_crops"]
 SIZE = 32  # height and width of the stored images
+
+# What arguments may be, both ends included.
+RANGES: dict[str, tuple[float, float]] = {
+    "batch_size": (1, inf),
+    "image_size": (1, inf),
+    "crop_padding": (0, SIZE - 1),
+    "lighting_std": (0, inf),
+    "scale_jitter": (1, 2),  # there an image may fill a quarter, its mirror images the rest
+    "cutout": (0, inf),
+    "seed": (0, inf),
+    "split_seed": (0, inf),
+}
+CHOICES = {"source": ("cifar10", "shapes10", "auto"), "input_scale": ("unit", "raw"), "test_crops": (1, 10)}
 
 
 class RawBatch(NamedTuple):
@@ -53,10 +67,12 @@ class ImageSet(Dataset[RawBatch]):
         """How many images."""
         return len(self.indices)
 
-    def __getitems__(self, index: list[int]) -> RawBatch:
-        """A whole batch by one gather; ``DataLoader`` calls this instead of one ``__getitem__`` an image."""
-        places = torch.tensor(index)
-        return RawBatch(self.images[self.indices[places]], self.targets[self.indices[places]], places, self.view)
+    def fetch(self, places: list[int]) -> RawBatch:
+        """The images at ``places``, from 0 to ``len(self) - 1``, as one batch by one gather."""
+        rows = torch.tensor(places)
+        return RawBatch(self.images[self.indices[rows]], self.targets[self.indices[rows]], rows, self.view)
+
+    __getitems__ = fetch  # what a DataLoader calls, instead of one __getitem__ an image
 
     fetch = __getitems__
 
@@ -68,23 +84,26 @@ class EpochSampler(DistributedSampler[RawBatch]):
     evaluation each image comes exactly once over all processes, so that the metrics are those of one process.
 
     Attributes:
-        done: Asked when training begins to go through the images: how many of this process an earlier run has used.
+        skip: Images of this process that the next iteration leaves out at its start, once: a run that goes on in the
+            middle of an epoch has had them. Then 0 again.
     """
 
     def __init__(self, dataset: ImageSet, shuffle: bool, seed: int, num_replicas: int, rank: int) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
         self.length = len(dataset)
-        self.done: Callable[[], int] = lambda: 0
+        self.skip = 0
 
     def __iter__(self) -> Iterator[int]:  # type: ignore[override]
         """Places in the data set."""
-        if self.shuffle:
-            return islice(super().__iter__(), self.done(), None)  # type: ignore[arg-type]
-        return iter(range(self.rank, self.length, self.num_replicas))
+        skip, self.skip = self.skip, 0
+        return islice(super().__iter__() if self.shuffle else self._share(), skip, None)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
-        """How many of them come to this process."""
-        return super().__len__() if self.shuffle else len(range(self.rank, self.length, self.num_replicas))
+        """How many of them come to this process in an epoch."""
+        return super().__len__() if self.shuffle else len(self._share())
+
+    def _share(self) -> range:
+        return range(self.rank, self.length, self.num_replicas)
 
 
 def random_stream(*keys: int) -> torch.Generator:
@@ -149,24 +168,8 @@ class CIFAR10DataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_at_least("batch_size", batch_size, 1)
-        _check_at_least("image_size", image_size, 1)
-        _check_at_least("crop_padding", crop_padding, 0)
-        _check_at_least("lighting_std", lighting_std, 0)
-        _check_at_least("scale_jitter", scale_jitter, 1)
-        _check_at_most("scale_jitter", scale_jitter, 2)  # there an image may fill a quarter, its mirror images the rest
-        _check_at_least("cutout", cutout, 0)
-        _check_at_least("seed", seed, 0)
-        _check_at_least("split_seed", split_seed, 0)
-        if not 1 <= crop_size <= SIZE + 2 * crop_padding or crop_padding >= SIZE:
-            raise ValueError(
-                f"--data.crop_size: {crop_size} with --data.crop_padding {crop_padding} does not fit into a "
-                f"{SIZE}x{SIZE} image. Choose 1 to {SIZE} pixels plus twice the padding, which is below {SIZE}."
-            )
-        _check_choice("source", source, ("cifar10", "shapes10", "auto"))
-        _check_choice("input_scale", input_scale, ("unit", "raw"))
-        _check_choice("test_crops", test_crops, (1, 10))
         self.save_hyperparameters()
+        _check(self.hparams)
         self.root, self.source, self.download = Path(root), source, download
         self.subset_size, self.val_size, self.split_seed = subset_size, val_size, split_seed
         self.batch_size, self.image_size, self.seed = batch_size, image_size, seed
@@ -180,7 +183,7 @@ class CIFAR10DataModule(LightningDataModule):
         self._statistics: RGBStatistics | None = None
         self._draws: tuple[int, Draws] | None = None
 
-    # What there is
+    # ---- what there is -------------------------------------------------------------------------------------
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -222,7 +225,7 @@ class CIFAR10DataModule(LightningDataModule):
             self._resolved = True
         return self._layout
 
-    # Lightning's hooks
+    # ---- Lightning's hooks ---------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         """Find CIFAR-10 or download it, in one process a machine."""
@@ -246,17 +249,7 @@ class CIFAR10DataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[RawBatch]:
         """Augmented, in a new order every epoch."""
-        loader = self._loader("train", self.split.train, "augmented", shuffle=True)
-        sampler = cast(EpochSampler, loader.sampler)
-        sampler.done = lambda: self._done_by(sampler)
-        return loader
-
-    def _done_by(self, sampler: EpochSampler) -> int:
-        """Images of this epoch that a resumed run has had before, if it is training's own sampler that asks."""
-        loop = self.trainer.fit_loop if self.trainer else None
-        if loop is None or getattr(self.trainer.train_dataloader, "sampler", None) is not sampler:  # type: ignore[union-attr]
-            return 0
-        return loop.epoch_loop.batch_progress.current.ready * self.batch_size
+        return self._loader("train", self.split.train, "augmented", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[RawBatch] | list[Any]:
         """The validation images, in order."""
@@ -345,16 +338,17 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _check_at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise ValueError(f"--data.{name}: {value} is below {least}. Choose {least} or more.")
-
-
-def _check_at_most(name: str, value: float, most: float) -> None:
-    if not value <= most:
-        raise ValueError(f"--data.{name}: {value} is above {most}. Choose {most} or less.")
-
-
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"--data.{name}: {value!r} is not one of {', '.join(map(str, choices))}.")
+def _check(arguments: Mapping[str, Any]) -> None:
+    for name, (least, most) in RANGES.items():
+        if not least <= arguments[name] <= most:
+            expected = f"{least} or more" if most == inf else f"{least} to {most}"
+            raise ValueError(f"{name}: {arguments[name]}, expected {expected}. Choose such a number.")
+    for name, choices in CHOICES.items():
+        if arguments[name] not in choices:
+            raise ValueError(f"{name}: {arguments[name]!r}, expected {' or '.join(map(str, choices))}. Choose one.")
+    size, padding = arguments["crop_size"], arguments["crop_padding"]
+    if not 1 <= size <= SIZE + 2 * padding:
+        raise ValueError(
+            f"crop_size: {size} with crop_padding {padding}, expected a square that fits into a {SIZE}x{SIZE} image "
+            f"and its padding. Choose 1 to {SIZE + 2 * padding} pixels."
+        )

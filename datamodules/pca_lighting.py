@@ -41,7 +41,7 @@ def fit_rgb_pca(images: Tensor, indices: Tensor | None = None) -> RGBStatistics:
     """
     indices = torch.arange(len(images)) if indices is None else indices
     if len(indices) == 0:
-        raise ValueError("images: there is none to take the RGB values from.")
+        raise ValueError("images: none, expected at least one to take the RGB values from. Give some.")
     total, products = torch.zeros(3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64)
     for chunk in indices.split(CHUNK):
         # Sums of products of whole numbers below 2**53: float64 holds them exactly, whatever the order.
@@ -83,6 +83,6 @@ def pca_lighting(images: Tensor, eigvecs: Tensor, eigvals: Tensor, alphas: Tenso
         Krizhevsky et al. 2012, section 4.1.
     """
     if alphas.shape != (len(images), 3):
-        raise ValueError(f"alphas: expected ({len(images)}, 3), got {tuple(alphas.shape)}.")
+        raise ValueError(f"alphas: {tuple(alphas.shape)}, expected ({len(images)}, 3). Draw three for each image.")
     shift = (alphas * eigvals.sqrt()) @ eigvecs.T  # (B, 3)
     return images + shift[:, :, None, None]

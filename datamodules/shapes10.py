@@ -11,7 +11,7 @@ The same seed gives the same bytes on every machine. Three habits make that so:
 
 Every class draws its colours from the same distribution, light on dark as likely as dark on light, and puts
 them anywhere in the frame. What is left to tell the classes by is the outline: a linear classifier on the
-pixels gets one image in four (``tests/test_shapes10.py``), a small convolutional network soon nine in ten.
+pixels gets one image in four (``tests/datamodules/test_shapes10.py``), a small convolutional network soon nine in ten.
 Flipping an image left to right or shifting it by a few pixels, as training does, gives another image of its
 own class.
 """
@@ -31,7 +31,7 @@ Split = Literal["train", "test"]
 _SIDE = 32
 _DEFAULT_PER_CLASS = {"train": 1000, "test": 200}
 
-# --- the ten outlines -------------------------------------------------------------------------------------
+# ---- the ten outlines --------------------------------------------------------------------------------------
 # Each is a signed distance in pixels, negative inside. x and y (N, 32, 32) are pixel coordinates from the
 # shape's own centre, turned with it; y points down. size (N, 1, 1) is a shape's outer radius or a texture's
 # half period, in pixels; variety (N, 1, 1), in [0, 1), is whatever else differs between images of a class.
@@ -123,7 +123,7 @@ _KINDS = {
 }
 CLASSES: tuple[str, ...] = tuple(_KINDS)
 
-# --- drawing ----------------------------------------------------------------------------------------------
+# ---- drawing -----------------------------------------------------------------------------------------------
 
 _UNIFORMS = 14  # numbers in [0, 1) that make an image, taken apart in _draw_class
 _NOISE_BYTES = 3 * _SIDE * _SIDE  # and one random byte for each of its values
@@ -187,13 +187,13 @@ def draw_shapes10(split: Split, per_class: int | None = None, seed: int = 0) -> 
     """
     splits = get_args(Split)
     if split not in splits:
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+        raise ValueError(f"split: {split!r}, expected 'train' or 'test'. Choose one.")
     if per_class is None:
         per_class = _DEFAULT_PER_CLASS[split]
     if not isinstance(per_class, int) or per_class < 1:
-        raise ValueError(f"per_class must be a whole number of at least 1, got {per_class!r}")
+        raise ValueError(f"per_class: {per_class!r}, expected a whole number from 1 up. Choose one, such as 100.")
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed!r}")
+        raise ValueError(f"seed: {seed!r}, expected a whole number from 0 to 2**32 - 1. Choose one, such as 0.")
 
     images = np.empty((len(CLASSES), per_class, 3, _SIDE, _SIDE), dtype=np.uint8)
     for c, kind in enumerate(_KINDS.values()):

@@ -41,15 +41,15 @@ def balanced_split(targets: Tensor, subset_size: int | None, val_size: int, seed
     for name, size, least in (("val_size", val_size, 0), ("subset_size", subset_size, classes)):
         if size is not None and (size < least or size % classes):
             raise ValueError(
-                f"--data.{name}: {size} is not a multiple of {classes}, at least {least}; "
-                f"the same number is taken from each of the {classes} classes. Choose such a number."
+                f"{name}: {size} images, expected a multiple of {classes} from {least} up. "
+                f"Choose such a number: each of the {classes} classes gives as many."
             )
-    wanted = (subset_size or classes) + val_size
-    if wanted > available:
+    if (subset_size or classes) + val_size > available:
+        name, what, rest = "subset_size", f"{subset_size} images to train on", f"{val_size} to validate on"
+        if subset_size is None:
+            name, what, rest = "val_size", f"{val_size} images to validate on", f"{classes} to train on"
         raise ValueError(
-            f"--data.{'val_size' if subset_size is None else 'subset_size'}: "
-            f"{subset_size or classes} images to train on and {val_size} to validate on are more than the {available} "
-            "there are with as many in each class. Choose fewer."
+            f"{name}: {what} and {rest}, expected at most {available}, as many in each class. Choose fewer."
         )
     random = np.random.RandomState(seed)
     train, val = [], []

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_modules.arguments import check, check_choice
 from lightning_modules.lrn import LocalResponseNorm
 
 Activation = Literal["relu", "tanh"]
@@ -83,20 +84,16 @@ class AlexNet(nn.Module):
         bias: float = 1.0,
     ) -> None:
         super().__init__()
-        _check_choice("activation", activation, get_args(Activation))
-        _check_choice("init", init, get_args(Init))
-        _check_choice("groups", groups, (1, 2))
-        if num_classes < 1 or conv1_stride < 1:
-            raise ValueError(f"num_classes and conv1_stride must be at least 1, got {num_classes} and {conv1_stride}.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}.")
-        if image_size < smallest_image_size(conv1_stride):
-            raise ValueError(
-                f"image_size: {image_size} leaves no pixel after conv5's pool. The smallest image for "
-                f"conv1_stride {conv1_stride} is {smallest_image_size(conv1_stride)} pixels."
-            )
-        if not math.isfinite(bias):
-            raise ValueError(f"bias: {bias} is not a finite number.")
+        check_choice("activation", activation, get_args(Activation))
+        check_choice("init", init, get_args(Init))
+        check_choice("groups", groups, (1, 2))
+        check(num_classes >= 1, "num_classes", num_classes, "1 or more", "Choose 10 for CIFAR-10")
+        check(conv1_stride >= 1, "conv1_stride", conv1_stride, "1 or more", "Choose 4, the paper's, or 2")
+        check(0 <= dropout < 1, "dropout", dropout, "a probability in [0, 1)", "Choose one, such as 0.5")
+        check(math.isfinite(bias), "bias", bias, "a finite number", "Choose one, such as 1")
+        least = smallest_image_size(conv1_stride)
+        expected = f"{least} pixels or more with conv1_stride {conv1_stride}, so that conv5's pool leaves one"
+        check(image_size >= least, "image_size", image_size, expected, "Choose a larger size, or a smaller stride")
         self.image_size, self.activation, self.init, self.bias = image_size, activation, init, bias
         size = conv1_size(image_size, conv1_stride)
         self.padding = (size - 1) * conv1_stride + KERNEL - image_size  # 3 at 224; never below 0
@@ -137,9 +134,8 @@ class AlexNet(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """``(B, 3, image_size, image_size)`` to ``(B, 256, n, n)``. In the margin: the shapes at 224."""
         if images.shape[1:] != (3, self.image_size, self.image_size):
-            raise ValueError(
-                f"images: expected (B, 3, {self.image_size}, {self.image_size}), got {tuple(images.shape)}."
-            )
+            got, size = tuple(images.shape), self.image_size
+            raise ValueError(f"images: {got}, expected (B, 3, {size}, {size}). Resize them, or choose that image_size.")
         x = F.pad(images, (0, self.padding, 0, self.padding)) if self.padding else images  # (B, 3, 227, 227)
         x = self.norm(self.act(self.conv1(x)))  # (B, 96, 55, 55)
         x = self.norm(self.act(self.conv2(self.pool(x))))  # (B, 256, 27, 27)
@@ -167,8 +163,3 @@ class AlexNet(nn.Module):
         """Logits ``(B, num_classes)`` of ``(B, 3, image_size, image_size)`` float images."""
         logits: Tensor = self.fc8(self.embed(images))
         return logits
-
-
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}.")

@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules.alexnet import AlexNet
+from lightning_modules.arguments import check, check_choice
 
 Schedule = Literal["plateau", "milestones", "one_cycle", "constant"]
 Stage = Literal["train", "val", "test"]
@@ -62,20 +63,15 @@ class AlexNetClassifier(LightningModule):
         **network: Any,
     ) -> None:
         super().__init__()
-        if not (0 < lr < float("inf")):
-            raise ValueError(f"--model.lr: {lr} is not a finite number above 0. Choose one, such as 0.01.")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"--model.momentum: {momentum} is not in [0, 1). Choose one, such as 0.9.")
-        if not (0 <= weight_decay < float("inf")):
-            raise ValueError(f"--model.weight_decay: {weight_decay} is not a finite number from 0 up. Choose one.")
-        if schedule not in get_args(Schedule):
-            raise ValueError(f"--model.schedule: {schedule!r} is not one of {', '.join(get_args(Schedule))}.")
-        if patience < 0:
-            raise ValueError(f"--model.patience: {patience} is below 0. Choose 0 epochs or more.")
-        if any(epoch < 1 for epoch in milestones or []):
-            raise ValueError(f"--model.milestones: {milestones} are not all above 0. Choose the epochs to divide at.")
-        if not 0 < warmup < 1:
-            raise ValueError(f"--model.warmup: {warmup} is not between 0 and 1. Choose the rising part of the run.")
+        check(0 < lr < math.inf, "lr", lr, "a finite number above 0", "Choose one, such as 0.01")
+        check(0 <= momentum < 1, "momentum", momentum, "a number in [0, 1)", "Choose one, such as 0.9")
+        decays = 0 <= weight_decay < math.inf
+        check(decays, "weight_decay", weight_decay, "a finite number from 0 up", "Choose one, such as 0.0005")
+        check_choice("schedule", schedule, get_args(Schedule))
+        check(patience >= 0, "patience", patience, "0 epochs or more", "Choose such a number")
+        above_0 = all(epoch >= 1 for epoch in milestones or [])
+        check(above_0, "milestones", milestones, "epochs above 0", "Choose the epochs to divide at")
+        check(0 < warmup < 1, "warmup", warmup, "a part of the run between 0 and 1", "Choose one, such as 0.25")
         self.save_hyperparameters()
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self.schedule, self.patience, self.milestones, self.warmup = schedule, patience, milestones or [30, 60], warmup
@@ -136,21 +132,20 @@ class AlexNetClassifier(LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Lightning's hook. The accuracies are those of the augmented images, with dropout, while the epoch goes on."""
+        """The accuracies are those of the augmented images, with dropout, while the epoch goes on."""
         loss = self.model_step(batch, "train")["loss"]
         self.log("train/loss_step", loss.detach(), on_step=True, on_epoch=False, prog_bar=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Lightning's hook. Callbacks find what it returns in ``on_validation_batch_end``."""
+        """Callbacks find what it returns in ``on_validation_batch_end``."""
         return self.model_step(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Lightning's hook. Callbacks find what it returns in ``on_test_batch_end``."""
+        """Callbacks find what it returns in ``on_test_batch_end``."""
         return self.model_step(batch, "test")
 
     def configure_optimizers(self) -> Any:
-        """SGD and the schedule."""
         optimizer = torch.optim.SGD(
             self.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True
         )

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.arguments import check, check_choice
+
 # A piece of this many bytes and its two or three scratch buffers stay in a laptop's last-level cache, and are long
 # enough that starting the operations costs nothing. From 1 to 8 MB the time changes by less than the noise.
 PIECE_BYTES = 2 * 2**20
@@ -58,20 +60,6 @@ def lrn_formula(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Te
         A new tensor like ``x``.
     """
     return x * (k + alpha * window_sum(x * x, size // 2, (size - 1) // 2)).pow(-beta)
-
-
-def lrn_gradient(grad: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
-    """The gradient of :func:`lrn_formula` with respect to ``x``, in differentiable operations (for a double backward).
-
-    With ``d = k + alpha * window_sum(x**2)``::
-
-        dx = grad * d**-beta - 2 * alpha * beta * x * window_sum'(grad * x * d**(-beta - 1))
-
-    ``window_sum'`` is the transposed window: channel ``i`` reaches the channels in whose window it lies.
-    """
-    before, after = size // 2, (size - 1) // 2
-    d = k + alpha * window_sum(x * x, before, after)
-    return grad * d.pow(-beta) - 2 * alpha * beta * x * window_sum(grad * x * d.pow(-beta - 1), after, before)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -122,11 +110,17 @@ def _power(root: Tensor, beta: float, out: Tensor) -> Tensor:
 
 
 class _LRN(torch.autograd.Function):
-    """:func:`lrn_formula` and :func:`lrn_gradient`, a piece of the batch at a time. ``root`` is ``d**-0.5``."""
+    """:func:`lrn_formula` and its gradient, a piece of the batch at a time, for dense ``x``. ``root`` is ``d**-0.5``.
+
+    With ``d = k + alpha * window_sum(x**2)`` the gradient is ::
+
+        dx = grad * d**-beta - 2 * alpha * beta * x * window_sum'(grad * x * d**(-beta - 1))
+
+    ``window_sum'`` is the transposed window: channel ``i`` reaches the channels in whose window it lies.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
-        x = x.contiguous(memory_format=_layout(x))
         before, channels = size // 2, x.shape[1]
         out, work = torch.empty_like(x), torch.promote_types(x.dtype, torch.float32)
         root = torch.empty_like(x, dtype=work)
@@ -157,7 +151,8 @@ class _LRN(torch.autograd.Function):
         x, root = ctx.saved_tensors
         size, alpha, beta, k = ctx.constants
         if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
-            return lrn_gradient(grad, x, size, alpha, beta, k), None, None, None, None
+            out = lrn_formula(x, size, alpha, beta, k)
+            return *torch.autograd.grad(out, x, grad, create_graph=True), None, None, None, None
         grad = grad.contiguous(memory_format=_layout(x))
         after, channels = (size - 1) // 2, x.shape[1]
         dx = torch.empty_like(x)
@@ -202,12 +197,13 @@ def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: floa
         Krizhevsky et al. 2012, section 3.3.
     """
     if x.dim() < 2 or x.shape[1] == 0:
-        raise ValueError(f"x: LRN expects (B, C, ...) with at least one channel, got {tuple(x.shape)}.")
-    if size < 1 or k <= 0:
-        raise ValueError(f"LRN expects size >= 1 and k > 0, got size={size}, k={k}.")
+        raise ValueError(f"x: {tuple(x.shape)}, expected (B, C, ...) with a channel. Give the normalization one.")
+    check(size >= 1, "size", size, "1 channel or more", "Choose one, such as 5")
+    check(k > 0, "k", k, "a number above 0", "Choose one, such as 2")
     if torch.compiler.is_compiling():
         return lrn_formula(x, size, alpha, beta, k)
-    out: Tensor = _LRN.apply(x, size, alpha, beta, k)
+    # Made dense out here, where autograd sees it.
+    out: Tensor = _LRN.apply(x.contiguous(memory_format=_layout(x)), size, alpha, beta, k)
     return out
 
 
@@ -243,14 +239,11 @@ class LocalResponseNorm(nn.Module):
     @classmethod
     def of(cls, convention: str) -> LocalResponseNorm:
         """The paper's layer with ``alpha`` by the ``text`` or by the ``code``."""
-        if convention not in cls.CONVENTIONS:
-            raise ValueError(f"lrn_constants: {convention!r} is not one of {', '.join(cls.CONVENTIONS)}.")
+        check_choice("lrn_constants", convention, tuple(cls.CONVENTIONS))
         return cls(alpha=cls.CONVENTIONS[convention])
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, ...)`` to the same."""
         return local_response_norm(x, self.size, self.alpha, self.beta, self.k)
 
     def extra_repr(self) -> str:
-        """What ``print(net)`` shows."""
         return f"size={self.size}, alpha={self.alpha:g}, beta={self.beta}, k={self.k}"

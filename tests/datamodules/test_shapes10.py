@@ -59,11 +59,11 @@ def test_no_image_comes_twice(train_split: tuple[Tensor, Tensor], test_split: tu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "val"}, "'train' or 'test', got 'val'"),
-        ({"split": "train", "per_class": 0}, "at least 1, got 0"),
-        ({"split": "train", "per_class": 2.5}, "at least 1, got 2.5"),
-        ({"split": "test", "seed": -1}, "got -1"),
-        ({"split": "test", "seed": 2**32}, "got 4294967296"),
+        ({"split": "val"}, "split: 'val', expected 'train' or 'test'"),
+        ({"split": "train", "per_class": 0}, "per_class: 0, expected"),
+        ({"split": "train", "per_class": 2.5}, "per_class: 2.5, expected"),
+        ({"split": "test", "seed": -1}, "seed: -1, expected"),
+        ({"split": "test", "seed": 2**32}, "seed: 4294967296, expected"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict, message: str) -> None:

@@ -1,18 +1,21 @@
-"""CIFAR-10's official files, three images in each, as Python 2 wrote them."""
+"""CIFAR-10 on the disk, but small: official files of three images as Python 2 wrote them, and class folders."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from datamodules import sources
-from datamodules.sources import ARCHIVE, BATCHES, Layout
+from datamodules.sources import ARCHIVE, BATCHES, CLASSES, DataError, Layout, download
+from datamodules.sources import official as files
 
 
 def md5(raw: bytes) -> str:
@@ -53,7 +56,7 @@ def python2_pickle(data: np.ndarray, labels: list[int]) -> bytes:
 
 
 class Official:
-    """Small official files, with the checksums that sources.py is made to expect."""
+    """Small official files, with the checksums that datamodules.sources is made to expect."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         rng = np.random.default_rng(0)
@@ -61,15 +64,15 @@ class Official:
         self.data: dict[str, np.ndarray] = {}
         self.labels: dict[str, list[int]] = {}
         self.files: dict[str, bytes] = {}
-        for name in [*sources.BATCH_MD5S["train"], "test_batch"]:
+        for name in [*files.BATCH_MD5S["train"], "test_batch"]:
             self.data[name] = rng.integers(0, 256, (3, 3072), dtype=np.uint8)
             self.labels[name] = rng.integers(0, 10, 3).tolist()
             self.files[name] = python2_pickle(self.data[name], self.labels[name])
         self.expect_these()
 
     def expect_these(self) -> None:
-        table = {s: {n: md5(self.files[n]) for n in names} for s, names in sources.BATCH_MD5S.items()}
-        self.monkeypatch.setattr(sources, "BATCH_MD5S", table)
+        table = {s: {n: md5(self.files[n]) for n in names} for s, names in files.BATCH_MD5S.items()}
+        self.monkeypatch.setattr(files, "BATCH_MD5S", table)
 
     def write_batches(self, base: Path) -> Layout:
         folder = base / BATCHES
@@ -93,8 +96,41 @@ class Official:
 
     def write_archive(self, base: Path, raw: bytes | None = None) -> Layout:
         raw = self.archive_bytes() if raw is None else raw
-        self.monkeypatch.setattr(sources, "ARCHIVE_MD5", md5(raw))
-        self.monkeypatch.setattr(sources, "ARCHIVE_BYTES", len(raw))
+        self.monkeypatch.setattr(download, "ARCHIVE_MD5", md5(raw))
+        self.monkeypatch.setattr(download, "ARCHIVE_BYTES", len(raw))
         base.mkdir(parents=True, exist_ok=True)
         (base / ARCHIVE).write_bytes(raw)
         return Layout("archive", base / ARCHIVE)
+
+
+def write_folders(base: Path, suffix: str = ".png", per_class: int = 2) -> Layout:
+    rng = np.random.default_rng(1)
+    for split in ("train", "test"):
+        for name in reversed(CLASSES):
+            (base / split / name).mkdir(parents=True)
+            for i in range(per_class):
+                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(base / split / name / f"{i:04}{suffix}")
+    return Layout("folders", base)
+
+
+class Evil:
+    """Its pickle makes a folder when it is read."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return os.mkdir, (str(self.marker),)
+
+
+def check_message(error: DataError, *parts: object) -> None:
+    """One line, ``<file or flag>: <what is wrong>. <what to do>``, with the parts in it."""
+    message = str(error)
+    assert "\n" not in message
+    assert not message.startswith("error")
+    where, rest = message.split(": ", 1)
+    assert where
+    assert ". " in rest
+    for part in parts:
+        assert str(part) in message

@@ -161,16 +161,18 @@ def test_memory_layout_and_compile_change_neither_keys_nor_outputs() -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"lr": 0.0}, "--model.lr: 0.0 is not"),
-        ({"lr": float("nan")}, "--model.lr: nan"),
-        ({"lr": float("inf")}, "--model.lr: inf"),
-        ({"momentum": 1.0}, "--model.momentum"),
-        ({"weight_decay": -1.0}, "--model.weight_decay"),
-        ({"schedule": "cosine"}, "--model.schedule: 'cosine' is not one of"),
-        ({"warmup": 1.0}, "--model.warmup"),
-        ({"image_size": 16}, "image_size: 16 leaves no pixel"),
+        ({"lr": 0.0}, "lr: 0.0, expected a finite number above 0"),
+        ({"lr": float("nan")}, "lr: nan"),
+        ({"lr": float("inf")}, "lr: inf"),
+        ({"momentum": 1.0}, "momentum: 1.0, expected"),
+        ({"weight_decay": -1.0}, "weight_decay: -1.0, expected"),
+        ({"patience": -1}, "patience: -1, expected"),
+        ({"milestones": [3, 0]}, r"milestones: \[3, 0\], expected"),
+        ({"schedule": "cosine"}, "schedule: 'cosine', expected plateau or"),
+        ({"warmup": 1.0}, "warmup: 1.0, expected"),
+        ({"image_size": 16}, "image_size: 16, expected 36 pixels or more"),
     ],
 )
 def test_bad_arguments(argument: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"^{message}.*\. \S.*\.$"):
         AlexNetClassifier(**argument)

@@ -75,6 +75,13 @@ def test_gradcheck_once_and_twice(size: int, beta: float) -> None:
     assert gradgradcheck(function, (x,))
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradgradcheck_where_memory_has_gaps(memory_format: torch.memory_format) -> None:
+    x = images(2, 3, 4, 2).contiguous(memory_format=memory_format)[:, :, ::2].requires_grad_()
+    assert gradgradcheck(lambda x: local_response_norm(2 * x, **STRONG), (x,))
+    assert gradgradcheck(lambda x: local_response_norm(x.transpose(2, 3), **STRONG), (x,))
+
+
 def test_pieces_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     x, grad = images(7, 12, 6, 6), images(7, 12, 6, 6, scale=2)
     results = []
@@ -140,5 +147,5 @@ def test_on_a_gpu() -> None:
     ("shape", "change"), [((2, 0, 3), {}), ((4,), {}), ((2, 3), {"size": 0}), ((2, 3), {"k": 0.0})]
 )
 def test_refuses_what_it_cannot_normalise(shape: tuple[int, ...], change: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="LRN expects"):
+    with pytest.raises(ValueError, match="^(x|size|k): .*, expected"):
         local_response_norm(torch.zeros(shape), **{**TEXT, **change})

@@ -1,0 +1,120 @@
+"""What the sources share: what CIFAR-10 is, what they return, how they say what is wrong."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from glob import glob
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+from torch import Tensor
+from tqdm import tqdm
+
+Split = Literal["train", "test"]
+
+# The official label order. A label is an index into this tuple, whatever order the disk lists folders in.
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SPLIT_SIZES: dict[str, int] = {"train": 50_000, "test": 10_000}
+BATCHES = "cifar-10-batches-py"
+ARCHIVE = "cifar-10-python.tar.gz"
+QUICKSTART = "python scripts/fit.py -c configs/quickstart.yaml"
+
+
+class LabelledImages(NamedTuple):
+    """One split of CIFAR-10.
+
+    Attributes:
+        images: ``(N, 3, 32, 32)`` uint8 RGB in ``[0, 255]``.
+        targets: ``(N,)`` int64 in ``[0, 9]``, indices into ``CLASSES``.
+    """
+
+    images: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where CIFAR-10 was found, and in which form.
+
+    Attributes:
+        kind: ``batches`` (the official pickles), ``archive`` (the official .tar.gz) or ``folders``.
+        path: The folder ``cifar-10-batches-py``, the archive, or the folder that holds ``train/`` and ``test/``.
+    """
+
+    kind: Literal["batches", "archive", "folders"]
+    path: Path
+
+    @property
+    def description(self) -> str:
+        """The source in words, for console and logs; tells the lossless pixels from a JPEG copy's."""
+        if self.kind != "folders":
+            return f"CIFAR-10 (official {'files' if self.kind == 'batches' else 'archive'})"
+        folders = [self.path / split / name for split in SPLIT_SIZES for name in CLASSES]
+        suffixes = {Path(file).suffix.lower() for folder in folders for file in glob("*", root_dir=folder)}
+        formats = [name for name, theirs in (("JPEG", {".jpg", ".jpeg"}), ("PNG", {".png"})) if theirs & suffixes]
+        return f"CIFAR-10 ({' and '.join(formats) or 'image'} copy in class folders)"
+
+
+class DataError(ValueError):
+    """Data that is missing or can't be used; the message is one line for the user.
+
+    Args:
+        where: The file, or the argument by name.
+        wrong: What is wrong, and what was expected.
+        remedy: What to do; without the full stop.
+    """
+
+    def __init__(self, where: str | Path, wrong: str, remedy: str) -> None:
+        super().__init__(" ".join(f"{where}: {wrong}. {remedy}.".splitlines()))
+        self.problem = f"{where}: {wrong}."  # for a caller that has a remedy of its own
+
+
+def no_data(root: Path, why: str) -> DataError:
+    """The error where ``root`` holds no CIFAR-10; ``why`` none was fetched either."""
+    # The absolute path, because a relative root seen from the wrong folder is the likeliest mistake.
+    return DataError(
+        "root",
+        f"no CIFAR-10 in {root.absolute()} or its subfolder cifar10, expected {BATCHES}/, {ARCHIVE} or "
+        f"train/<class>/*.{{png,jpg,jpeg}} with test/<class>/...; {why}",
+        f"Put one of these there, or start without CIFAR-10: {QUICKSTART}",
+    )
+
+
+def reason(error: BaseException) -> str:
+    """An exception in a few words: ``timed out``, ``HTTP Error 404: Not Found``, ``No such file or directory``."""
+    inner = getattr(error, "reason", None)
+    if isinstance(inner, Exception):  # urllib's wrapper
+        return reason(inner)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def count_overlap(a: Tensor, b: Tensor) -> int:
+    """How many of the images ``b`` ``(M, 3, H, W)`` uint8 are also among ``a`` ``(N, 3, H, W)``, pixel by pixel."""
+    # Digests, not the images: 50,000 of them would be 150 MB once more.
+    seen, asked = ([blake2b(image.tobytes(), digest_size=16).digest() for image in x.cpu().numpy()] for x in (a, b))
+    known = set(seen)
+    return sum(image in known for image in asked)
+
+
+def progress_bar(*args: Any, **options: Any) -> tqdm:
+    """Show tqdm's bar on a terminal, and nowhere else."""
+    return tqdm(*args, leave=False, disable=None, **options)
+
+
+@contextmanager
+def write_then_replace(path: Path, suffix: str) -> Iterator[BinaryIO]:
+    """Open a new file that takes ``path``'s place if the block ends well, and vanishes if it doesn't (Ctrl-C too)."""
+    # A name of its own: with several processes at it, the last one done wins, and each wrote a whole file.
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{suffix}")
+    try:
+        with partial.open("xb") as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,171 @@
+"""CIFAR-10 in class folders, ``train/<class>/*.png`` and the like: decoded once, then read from a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+
+from datamodules.sources.common import (
+    CLASSES,
+    SPLIT_SIZES,
+    DataError,
+    LabelledImages,
+    Split,
+    progress_bar,
+    reason,
+    write_then_replace,
+)
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+REPLACE = "Replace or delete it"
+
+
+class _ImageFile(NamedTuple):
+    path: str
+    target: int
+    size: int
+    mtime_ns: int
+
+
+def load_folders(root: Path, split: Split) -> LabelledImages:
+    """Read ``root/<split>/<class>/*``: classes in label order, sorted by file name within a class."""
+    files = _list_images(root / split)
+    if len(files) != SPLIT_SIZES[split]:
+        log.warning("%s: %d images, CIFAR-10 has %d", root / split, len(files), SPLIT_SIZES[split])
+    targets = torch.tensor([file.target for file in files], dtype=torch.int64)  # (N,)
+    cache = root / ".cache" / f"{split}.npz"
+    fingerprint = _fingerprint(files, root)
+    images = _read_cache(cache, fingerprint, len(files))
+    if images is None:
+        images = _decode(files, split)
+        _write_cache(cache, fingerprint, images)
+    return LabelledImages(torch.from_numpy(images), targets)
+
+
+def _list_images(folder: Path) -> list[_ImageFile]:
+    files: list[_ImageFile] = []
+    ignored = Counter[str]()
+    kinds = "/".join(SUFFIXES)
+    for target, name in enumerate(CLASSES):
+        class_folder = folder / name
+        remedy = f"Put the images of class {name} there"
+        try:
+            entries = sorted(os.listdir(class_folder))
+        except OSError as error:
+            raise DataError(class_folder, f"{reason(error)}, expected a folder of {kinds} files", remedy) from error
+        found = [file for entry in entries if (file := _image_file(class_folder / entry, target))]
+        if not found:
+            raise DataError(class_folder, f"no {kinds} files, expected at least one", remedy)
+        ignored["hidden or not images"] += len(entries) - len(found)
+        files += found
+    ignored["not among the ten classes"] = len(set(os.listdir(folder)) - set(CLASSES))
+    for why, count in ignored.items():
+        if count:
+            log.warning("%s: entries ignored: %d (%s)", folder, count, why)
+    return files
+
+
+def _image_file(path: Path, target: int) -> _ImageFile | None:
+    """None for what is no image by its name, and for folders: a link that goes round in circles is harmless."""
+    if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+        return None
+    try:
+        info = path.stat()
+    except OSError as error:  # a link to nowhere, or to itself
+        raise DataError(path, f"{reason(error)}, expected an image", REPLACE) from error
+    if stat.S_ISDIR(info.st_mode):
+        return None
+    if not stat.S_ISREG(info.st_mode):  # a pipe would be read from for ever
+        raise DataError(path, "not a regular file, expected an image", REPLACE)
+    return _ImageFile(str(path), target, info.st_size, info.st_mtime_ns)
+
+
+# ---- decoding ----------------------------------------------------------------------------------------------
+
+
+def _decode(files: list[_ImageFile], split: Split) -> np.ndarray:
+    # One thread: Pillow's overhead per image holds the GIL, and two or four threads measured slower than one.
+    images = np.empty((len(files), 3, 32, 32), dtype=np.uint8)
+    modes = Counter[str]()
+    for i, file in enumerate(progress_bar(files, desc=f"Decoding {split} images", unit="image")):
+        pixels, mode = _decode_one(file.path)  # (32, 32, 3)
+        images[i] = pixels.transpose(2, 0, 1)  # (3, 32, 32)
+        modes[mode] += 1
+    del modes["RGB"]
+    if modes:
+        named = ", ".join(f"{count} {mode}" for mode, count in sorted(modes.items()))
+        log.warning("%s: %d of %d images converted to RGB (%s)", split, modes.total(), len(files), named)
+    return images
+
+
+def _decode_one(path: str) -> tuple[np.ndarray, str]:
+    """One image file to pixels ``(32, 32, 3)`` uint8 RGB, and the mode they were stored in."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(25)
+            file.seek(0)
+            # Two formats by name: Pillow would otherwise guess among dozens, one of which runs Ghostscript.
+            with Image.open(file, formats=("PNG", "JPEG")) as image:  # reads the header only
+                if image.size != (32, 32):
+                    width, height = image.size
+                    raise DataError(path, f"{width}x{height} pixels, expected 32x32", REPLACE)
+                # Byte 24 of a PNG is its bit depth. The mode doesn't tell: Pillow cuts 16-bit colour to 8.
+                if image.format == "PNG" and head[24] == 16:
+                    raise DataError(path, "16 bits per channel, expected 8", REPLACE)
+                return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), image.mode
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(path, "far too many pixels, expected 32x32", REPLACE) from error
+    except Image.UnidentifiedImageError as error:
+        raise DataError(path, "not a PNG or JPEG image (or empty), expected one", REPLACE) from error
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on damaged files
+        raise DataError(path, f"can't be read ({reason(error)}), expected a whole image", REPLACE) from error
+
+
+# ---- cache -------------------------------------------------------------------------------------------------
+
+
+def _fingerprint(files: list[_ImageFile], root: Path) -> str:
+    """Changes whenever a file is added, removed, renamed or written to, or the decoder is another."""
+    digest = hashlib.sha256(f"pillow {PIL.__version__}\n".encode())
+    for file in files:
+        relative = file.path.removeprefix(str(root))  # so that the folder may move
+        digest.update(os.fsencode(f"{relative}\0{file.size}\0{file.mtime_ns}\n"))
+    return digest.hexdigest()
+
+
+def _read_cache(cache: Path, fingerprint: str, n: int) -> np.ndarray | None:
+    if not os.path.isfile(cache):
+        return None
+    try:
+        # A zip, so damage shows in its CRC. Opened here, because np.load leaves a damaged file open.
+        with cache.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if str(arrays["fingerprint"]) != fingerprint:
+                return None
+            images = arrays["images"]
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds; whichever, the images are still there
+        log.info("%s: damaged (%s), decoding the images anew", cache, reason(error))
+        return None
+    return images if images.shape == (n, 3, 32, 32) and images.dtype == np.uint8 else None
+
+
+def _write_cache(cache: Path, fingerprint: str, images: np.ndarray) -> None:
+    try:
+        cache.parent.mkdir(exist_ok=True)
+        with write_then_replace(cache, ".tmp") as file:
+            np.savez(file, fingerprint=np.array(fingerprint), images=images)
+    except OSError as error:
+        log.info("%s: can't be written (%s), the images will be decoded again next time", cache, reason(error))

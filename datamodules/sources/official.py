@@ -1,0 +1,103 @@
+"""CIFAR-10's official files, unpacked or in their archive. Their MD5 is checked before anything in them is used."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodules.sources.common import BATCHES, CLASSES, DataError, LabelledImages, Split, reason
+
+# As in torchvision.datasets.CIFAR10. `batches.meta` is left out: it only repeats the class names.
+BATCH_MD5S: dict[str, dict[str, str]] = {
+    "train": {
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    },
+    "test": {"test_batch": "40351d587109b95175f43aff81a1287e"},
+}
+
+
+def load_batches(folder: Path, split: Split) -> LabelledImages:
+    """Read the pickles in ``folder``."""
+    # The folder, not the file: without one file the folder would still be found, and never downloaded again.
+    remedy = f"Delete the folder {folder} and run again to download it anew"
+    batches = []
+    for name, md5 in BATCH_MD5S[split].items():
+        try:
+            raw = (folder / name).read_bytes()
+        except OSError as error:
+            raise DataError(folder / name, f"{reason(error)}, expected an official file", remedy) from error
+        batches.append(_parse_batch(raw, md5, folder / name, remedy))
+    return _join_batches(batches)
+
+
+def load_archive(archive: Path, split: Split) -> LabelledImages:
+    """Read the pickles out of the .tar.gz, unpacking nothing to the disk."""
+    remedy = f"Delete {archive} and run again to download it anew"
+    md5s = {f"{BATCHES}/{name}": md5 for name, md5 in BATCH_MD5S[split].items()}
+    members: dict[str, bytes] = {}
+    try:
+        # In the archive's own order: gzip can't jump, going back means decompressing from the start.
+        with tarfile.open(archive, mode="r:gz") as tar:
+            for member in tar:
+                if member.name in md5s and member.isreg() and (content := tar.extractfile(member)):
+                    members[member.name] = content.read()
+                if len(members) == len(md5s):
+                    break
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise DataError(archive, f"can't be read ({reason(error)}), expected the official archive", remedy) from error
+    for name in md5s.keys() - members.keys():
+        raise DataError(archive, f"holds no file {name}, expected the official archive", remedy)
+    return _join_batches([_parse_batch(members[name], md5, archive / name, remedy) for name, md5 in md5s.items()])
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Knows the three names a pickled array needs and refuses every other, so that no pickle can run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        # Taken from a live array: numpy moved the function from numpy.core to numpy._core.
+        reconstruct = np.empty(0).__reduce__()[0]
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return allowed[module, name]
+
+
+def _parse_batch(raw: bytes, md5: str, where: Path, remedy: str) -> tuple[np.ndarray, list[int]]:
+    """One official file's bytes to images ``(n, 3, 32, 32)`` uint8 and ``n`` labels."""
+    # The MD5 of the very bytes that are unpickled: a file that changes in between can't slip through.
+    found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise DataError(where, f"damaged, its MD5 is {found}, expected {md5}", remedy)
+    try:
+        entry = _ArrayUnpickler(io.BytesIO(raw), encoding="bytes").load()
+        data, labels = entry[b"data"], entry[b"labels"]
+        got = f"{data.dtype} {data.shape} with {len(labels)} labels from {min(labels)} to {max(labels)}"
+        good = data.dtype == np.uint8 and data.shape == (len(labels), 3072) and set(labels) <= set(range(len(CLASSES)))
+    except Exception as error:  # a hostile pickle can raise anything
+        wrong = f"not a CIFAR-10 batch ({type(error).__name__}: {reason(error)}), expected a pickle of one"
+        raise DataError(where, wrong, remedy) from error
+    if not good:
+        raise DataError(where, f"{got}, expected uint8 (n, 3072) with n labels from 0 to {len(CLASSES) - 1}", remedy)
+    return data.reshape(-1, 3, 32, 32), labels  # a row holds the red plane, then green, then blue
+
+
+def _join_batches(batches: list[tuple[np.ndarray, list[int]]]) -> LabelledImages:
+    images = torch.from_numpy(np.concatenate([data for data, _ in batches]))  # (N, 3, 32, 32)
+    targets = torch.tensor([label for _, labels in batches for label in labels], dtype=torch.int64)  # (N,)
+    return LabelledImages(images, targets)
