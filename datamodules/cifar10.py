@@ -74,8 +74,6 @@ class ImageSet(Dataset[RawBatch]):
 
     __getitems__ = fetch  # what a DataLoader calls, instead of one __getitem__ an image
 
-    fetch = __getitems__
-
 
 class EpochSampler(DistributedSampler[RawBatch]):
     """Which images this process takes, in which order: a function of (seed, epoch), so a resumed run can repeat it.

@@ -72,8 +72,11 @@ def progress_of(trainer: Trainer) -> tuple[int, int]:
 
 
 def batches_done(trainer: Trainer) -> int:
-    """How many batches of its first epoch a resumed run has had before, when training begins."""
-    return trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    """How many batches of the next epoch to begin a resumed run has had before, when training begins.
+
+    0 where all of an epoch's were done and only its end is to come.
+    """
+    return int(trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.num_training_batches)
 
 
 def is_accumulating(trainer: Trainer) -> bool:
