@@ -57,7 +57,7 @@ def load_archive(archive: Path, split: Split) -> LabelledImages:
                     break
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise DataError(archive, f"can't be read ({reason(error)}), expected the official archive", remedy) from error
-    for name in md5s.keys() - members.keys():
+    for name in sorted(md5s.keys() - members.keys()):
         raise DataError(archive, f"holds no file {name}, expected the official archive", remedy)
     return _join_batches([_parse_batch(members[name], md5, archive / name, remedy) for name, md5 in md5s.items()])
 

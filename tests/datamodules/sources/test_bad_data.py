@@ -175,7 +175,7 @@ OFFICIAL: dict[str, tuple[Callable[[Official], object], str]] = {
     "no archive": (lambda o: o.write_archive(HOME, b"<html>404</html>"), f"{HOME / ARCHIVE}: can't be read"),
     "an archive that leaves its folder": (
         lambda o: o.write_archive(HOME, o.archive_bytes(folder=f"../{BATCHES}")),
-        f"{HOME / ARCHIVE}: holds no file {BATCHES}/data_batch_",
+        f"{HOME / ARCHIVE}: holds no file {BATCHES}/data_batch_1",
     ),
     "a link in an archive": (
         lambda o: o.write_archive(HOME, o.archive_bytes(link="data_batch_3")),
