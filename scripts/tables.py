@@ -1,25 +1,25 @@
 """Write the README's tables from the figures under ``results/``, so that no number in them is typed.
 
-python scripts/tables.py            # between <!-- results --> and <!-- /results -->, and likewise `ablations`
+python scripts/tables.py            # between <!-- results --> and <!-- /results -->; likewise ablations, benchmark
 python scripts/tables.py --check    # change nothing; exit status 1 if the README says otherwise
 
 A run's figures are ``results/<name>/summary.json``, as ``fit.py`` writes them; runs that differ in their seed alone
-make one row. The ablations' are ``results/ablations/<variant>-seed<n>/summary.json``, as ``ablate.py`` writes them;
-their table goes where the README has markers for it.
+make one row. The ablations' are ``results/ablations/<variant>-seed<n>/summary.json``, as ``ablate.py`` writes
+them, the speed's ``results/benchmark.json``, as ``benchmark.py`` does; their tables go where there are markers.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ablation.table import comparable, duration, markdown, percent, read_runs, read_summary
-from running.errors import ScriptParser
+from running.errors import ScriptParser, refuse
+from running.markdown import COMPARED, between, compared, table
 
 from callbacks.checkpoints.files import write_whole
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("data", "images", "epochs", "seed", "command", "seconds", "test_top1", "test_top5")
 SEED = "--seed_everything"
 # The experiment this project started from: its figures as they were reported, see configs/origin.yaml. There is no log.
-ORIGIN = "| the experiment this project started from | CIFAR-10 | 5,000 | 10 | | 26.70 % | 81.30 % | | |"
+ORIGIN = ("the experiment this project started from", "CIFAR-10", "5,000", "10", "", "26.70 %", "81.30 %", "", "")
 HEADINGS = ("recipe", "data", "images", "epochs", "seeds", "test top-1", "test top-5", "time", "command")
 
 
@@ -102,11 +102,10 @@ def by_recipe(runs: Mapping[Path, Mapping[str, Any]]) -> dict[Recipe, list[Mappi
     return {recipe: groups[recipe] for recipe in sorted(groups, key=key)}
 
 
-def results_table(runs: Mapping[Path, Mapping[str, Any]]) -> str:
-    """The results as markdown: the origin's row, then one for each recipe; mean ± standard deviation over seeds."""
-    lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}", ORIGIN]
-    for recipe, group in by_recipe(runs).items():
-        cells = (
+def results_table(results: Path) -> str:
+    """The origin's row, then one for each recipe; mean ± standard deviation over seeds."""
+    rows = [
+        (
             recipe_name(recipe.command),
             data_name(recipe.data),
             f"{recipe.images:,}",
@@ -117,42 +116,60 @@ def results_table(runs: Mapping[Path, Mapping[str, Any]]) -> str:
             duration([run["seconds"] for run in group]),
             f"`{recipe.command}`",
         )
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(lines) + "\n"
+        for recipe, group in by_recipe(read_summaries(results)).items()
+    ]
+    return table(HEADINGS, [ORIGIN, *rows])
 
 
-def between(text: str, name: str, contents: str) -> str:
-    """Put contents between the markers ``<!-- name -->`` and ``<!-- /name -->``.
+def ablations_table(results: Path) -> str:
+    """``ablate.py``'s table of the runs under ``ablations``, with its notes.
 
     Raises:
-        ValueError: If there is not one of each, in this order.
+        ValueError: If there are no runs, or some that can't be compared.
     """
-    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
-    if text.count(opening) != 1 or text.count(closing) != 1 or text.index(opening) > text.index(closing):
-        raise ValueError(f"needs one {opening} and after it one {closing}. Put them around the table")
-    head, rest = text.split(opening)
-    return f"{head}{opening}\n{contents}{closing}{rest.split(closing)[1]}"
+    folder = results / "ablations"
+    runs, left_out = comparable(read_runs(folder))
+    if left_out:
+        raise ValueError(f"{folder}: {left_out[0]}. Delete that run, or run it again with ablate.py")
+    if not runs:
+        raise ValueError(f"{folder}: no runs. Take the markers out, or run scripts/ablate.py")
+    return markdown(runs)
+
+
+def benchmark_table(results: Path) -> str:
+    """The comparisons in ``benchmark.json``, without their details, and the machine.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it can't be read, or is of toy sizes.
+    """
+    path = results / "benchmark.json"
+    figures = read_summary(path, ("machine", "rows"), "Run scripts/benchmark.py --json again")
+    if figures.get("quick"):
+        raise ValueError(f"{path}: of toy sizes. Run scripts/benchmark.py without --quick")
+    rows = [compared(row) for row in figures["rows"] if row["against"] and not row["what"].startswith(" ")]
+    about = figures["machine"]
+    note = f"Medians of turns on {about['processor']}, {about['cores']} cores, torch {about['versions']['torch']}."
+    return f"{table(COMPARED, rows)}\n{note} Where the ratio is above 1, ours is faster, or smaller.\n"
+
+
+TABLES = {"results": results_table, "ablations": ablations_table, "benchmark": benchmark_table}
 
 
 def renewed(text: str, results: Path) -> str:
-    """A README with its tables as the figures under ``results`` have them.
+    """A README with its tables as the figures under ``results`` have them; only `results` must have its markers.
 
     Raises:
         ValueError: If markers are missing or figures can't be used.
     """
-    text = between(text, "results", results_table(read_summaries(results)))
-    if "<!-- ablations -->" not in text and "<!-- /ablations -->" not in text:
-        return text
-    runs, left_out = comparable(read_runs(results / "ablations"))
-    if left_out:
-        raise ValueError(f"{results / 'ablations'}: {left_out[0]}. Delete that run, or run it again with ablate.py")
-    if not runs:
-        raise ValueError(f"{results / 'ablations'}: no runs. Take the markers out, or run scripts/ablate.py")
-    return between(text, "ablations", markdown(runs))
+    for name, written in TABLES.items():
+        if name == "results" or f"<!-- {name} -->" in text or f"<!-- /{name} -->" in text:
+            text = between(text, name, written(results))
+    return text
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Write the tables, or check them."""
     parser = ScriptParser("tables.py", __doc__)
     parser.add_argument(
         "--check", action="store_true", help="change nothing; exit status 1 if the tables are not right"
@@ -165,17 +182,14 @@ def main(words: Sequence[str] | None = None) -> None:
         new = renewed(text, options.results)
         if new != text and not options.check:
             write_whole(options.readme, new)
-    except (OSError, ValueError) as error:
-        message = f"{error.strerror}. Name a README" if isinstance(error, OSError) else str(error)
-        where = "" if message.startswith(str(options.results)) else f"{options.readme}: "
-        print(f"error: {where}{message.rstrip('.')}.", file=sys.stderr)
-        raise SystemExit(2) from None
+    except OSError as error:
+        refuse(f"{error.filename}: {error.strerror}. Name another with --readme or --results.")
+    except ValueError as error:
+        where = "" if str(error).startswith(str(options.results)) else f"{options.readme}: "
+        refuse(f"{where}{str(error).rstrip('.')}.")
     if new != text and options.check:
-        print(
-            f"{options.readme}: its tables are not those of {options.results}: python scripts/tables.py",
-            file=sys.stderr,
-        )
-        raise SystemExit(1)
+        message = f"{options.readme}: its tables are not those of {options.results}. Run `python scripts/tables.py`."
+        refuse(message, status=1)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import tables
-from tables import ORIGIN, between, data_name, recipe_name, without_seed
+from running.markdown import between
+from tables import ORIGIN, data_name, recipe_name, without_seed
 from test_ablate import a_run
 
 README = "# Title\n\n<!-- results -->\nold\n<!-- /results -->\n\nThe end.\n"
@@ -64,7 +65,7 @@ def test_a_recipe_s_runs_make_one_row(capsys: pytest.CaptureFixture[str]) -> Non
     assert text.startswith("# Title\n\n<!-- results -->\n| recipe | data |")
     assert text.endswith("|\n<!-- /results -->\n\nThe end.\n")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    assert rows[2] == [cell.strip() for cell in ORIGIN.strip("|").split("|")]
+    assert rows[2] == [*ORIGIN]
     mean, std = 100 * statistics.fmean(top1), 100 * statistics.stdev(top1)
     assert rows[3] == [
         "`configs/default.yaml`",
@@ -102,6 +103,35 @@ def test_the_ablations_table_comes_where_its_markers_are(capsys: pytest.CaptureF
     write("ablations/tanh-seed0", stray)
     assert run() == 2
     assert "tanh seed 0 has another recipe than the baseline: model.lr 9" in capsys.readouterr().err
+
+
+def test_the_benchmark_s_table_comes_where_its_markers_are(capsys: pytest.CaptureFixture[str]) -> None:
+    write("default", a_summary(0, 0.5))
+    Path("README.md").write_text(f"{README}<!-- benchmark -->\n<!-- /benchmark -->\n")
+    assert run() == 2
+    assert "error: results/benchmark.json: No such file" in capsys.readouterr().err
+    machine = {"processor": "EPYC", "cores": 2, "versions": {"torch": "2.14.1"}}
+    rows = [
+        {"what": "step", "ours": 3.7999, "unit": "s", "peer": 8.98, "against": "plain", "ratio": 2.363},
+        {"what": "  memory", "ours": 3081.0, "unit": "MB", "peer": 3642.0, "against": "plain", "ratio": 1.18},
+        {"what": "alone", "ours": 1.0, "unit": "s", "peer": None, "against": "", "ratio": None},
+        {"what": "input", "ours": 55920.3, "unit": "images/s", "peer": 2534.4, "against": "theirs", "ratio": 22.06},
+    ]
+    figures = Path("results/benchmark.json")
+    figures.write_text(json.dumps({"machine": machine, "quick": True, "rows": rows}))
+    assert run() == 2
+    assert "error: results/benchmark.json: of toy sizes" in capsys.readouterr().err
+    figures.write_text(json.dumps({"machine": machine, "quick": False, "rows": rows}))
+    assert run("--check") == 1
+    assert run() == 0
+    written = Path("README.md").read_text().partition("<!-- benchmark -->\n")[2]
+    assert written.splitlines()[2:6] == [
+        "| step | 3.80 s | 8.98 s, plain | 2.4 |",
+        "| input | 55,900 images/s | 2,530 images/s, theirs | 22 |",
+        "",
+        "Medians of turns on EPYC, 2 cores, torch 2.14.1. Where the ratio is above 1, ours is faster, or smaller.",
+    ]
+    assert run("--check") == 0
 
 
 @pytest.mark.parametrize(
