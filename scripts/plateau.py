@@ -7,15 +7,12 @@ python scripts/plateau.py --plot           # the picture and docs/plateau.md's t
 A trial is the default network (64 pixels, conv1's stride 2) with one thing changed. At the start it measures how much
 of each layer's output depends on the image, and how large a step the first gradient asks for; then it trains an epoch
 and keeps every loss. What is in the JSON file with the same settings is not done again.
-
-From top to bottom: the trials, what is measured, the picture and the table, the command line.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import platform
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from running import markdown
 from running.cli import one_line_errors
 from running.errors import ScriptParser
+from running.machine import versions
 from running.memory import keep_memory
-from tables import between
 from torch import Tensor
 
 from callbacks import activation_stats
@@ -79,7 +77,9 @@ TRIALS = {
 SHOWN = ("paper", "paper-raw", "paper-bias0", "code-raw-lr0.002", "code-raw-bias0.1", "he")  # in the picture
 
 
-# ---------------------------------------------------------------------------------------------------- what is measured
+def root_mean_square(values: Tensor) -> float:
+    """Of all values, in float64."""
+    return values.detach().double().square().mean().sqrt().item()
 
 
 def signal(outputs: Tensor) -> tuple[float, float]:
@@ -92,7 +92,7 @@ def signal(outputs: Tensor) -> tuple[float, float]:
         The root mean square of all values; and that of each place's deviation from its mean over the images.
     """
     values = outputs.detach().double()
-    return values.square().mean().sqrt().item(), (values - values.mean(0)).square().mean().sqrt().item()
+    return root_mean_square(values), root_mean_square(values - values.mean(0))
 
 
 def measure_start(model: AlexNetClassifier, images: Tensor, targets: Tensor) -> dict[str, dict[str, float]]:
@@ -112,9 +112,9 @@ def measure_start(model: AlexNetClassifier, images: Tensor, targets: Tensor) -> 
         F.nll_loss(model.log_probabilities(images), targets).backward()
     model.train()
     for name in LAYERS:
-        weight: Tensor = model.net.get_submodule(name).weight  # type: ignore[assignment]
-        gradient = weight.grad.double().square().mean().sqrt().item()  # type: ignore[union-attr]
-        found[name]["step"] = model.lr * gradient / weight.detach().double().square().mean().sqrt().item()
+        weight = model.net.get_parameter(f"{name}.weight")
+        assert weight.grad is not None
+        found[name]["step"] = model.lr * root_mean_square(weight.grad) / root_mean_square(weight)
     model.zero_grad()
     return found
 
@@ -163,9 +163,6 @@ def end(losses: list[float]) -> float:
     return statistics.fmean(losses[-10:])
 
 
-# -------------------------------------------------------------------------------------------- the picture and the table
-
-
 def draw(done: dict[str, Any]) -> Figure:
     """What depends on the image, layer by layer, and the losses of the first epoch."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
@@ -188,24 +185,20 @@ def draw(done: dict[str, Any]) -> Figure:
 
 def table(done: dict[str, Any]) -> str:
     """A line for each trial, in Markdown."""
-    lines = [
-        "| what is changed | fc8's outputs differ between images by | first step changes conv1 by | loss, steps 31-40 | left? |",  # noqa: E501
-        "|---|---|---|---|---|",
-    ]
-    for name, trial in TRIALS.items():
-        if name in done:
-            start, last = done[name]["start"], end(done[name]["losses"])
-            verdict = "yes" if last < PLATEAU - LEFT else "no"
-            change = f"{100 * start['conv1']['step']:.2g} %"
-            lines.append(f"| {trial.label} | {start['fc8']['spread']:.1e} | {change} | {last:.3f} | {verdict} |")
-    return "\n".join(lines)
-
-
-# ---------------------------------------------------------------------------------------------------- the command line
+    headings = (
+        *("what is changed", "fc8's outputs differ between images by"),
+        *("first step changes conv1 by", "loss, steps 31-40", "left?"),
+    )
+    rows = []
+    for name in [name for name in TRIALS if name in done]:
+        start, last = done[name]["start"], end(done[name]["losses"])
+        spread, step = f"{start['fc8']['spread']:.1e}", f"{100 * start['conv1']['step']:.2g} %"
+        rows.append((TRIALS[name].label, spread, step, f"{last:.3f}", "yes" if last < PLATEAU - LEFT else "no"))
+    return markdown.table(headings, rows)
 
 
 def main() -> None:
-    """The command line."""
+    """Do the trials that are asked for and not done, and draw them."""
     parser = ScriptParser("plateau.py", __doc__)
     parser.add_argument("--only", nargs="+", choices=[*TRIALS], metavar="TRIAL", help=f"some of {', '.join(TRIALS)}")
     parser.add_argument("--root", default="data", help="folder that holds CIFAR-10")
@@ -227,16 +220,15 @@ def main() -> None:
         if kept.get(name, {}).get("settings") != settings:
             with one_line_errors():
                 result = run(trial, args.seed, args.steps, **data)
-            versions = {"python": platform.python_version(), "torch": torch.__version__}
-            kept[name] = {"settings": settings, **result, "versions": versions}
+            kept[name] = {"settings": settings, **result, "versions": versions("torch")}
             write_whole(args.json, json.dumps(kept, indent=1) + "\n")
         print(f"{name}: loss of the last ten steps {end(kept[name]['losses']):.3f}", flush=True)
     if kept:
         args.png.parent.mkdir(parents=True, exist_ok=True)
         draw(kept).savefig(args.png, dpi=100)
-        print(table(kept))
+        print(table(kept), end="")
         if args.md.exists():
-            write_whole(args.md, between(args.md.read_text(), "plateau", table(kept) + "\n"))
+            write_whole(args.md, markdown.between(args.md.read_text(), "plateau", table(kept)))
 
 
 if __name__ == "__main__":
