@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import screenshots
-from PIL import Image
-from screenshots import (
+from helpers.screenshots import (
     browser,
     lines_of,
     look,
+    missing,
     open_tab,
     pictures_of,
     save,
@@ -19,6 +18,7 @@ from screenshots import (
     text_of,
     wait,
 )
+from PIL import Image
 
 RUN = Path("logs/alexnet-shapes10/version_0")
 PICTURES = {  # tag -> the newest of its files
@@ -34,7 +34,7 @@ PICTURES = {  # tag -> the newest of its files
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(screenshots.missing() is not None, reason=screenshots.missing() or "")
+@pytest.mark.skipif(missing() is not None, reason=missing() or "")
 def test_every_tab_shows_the_run(fit: Callable[..., int]) -> None:
     assert fit("--trainer.log_every_n_steps", "1") == 0
     shots = Path("screenshots")

@@ -1,7 +1,7 @@
-"""Take the README's pictures of the dashboard: TensorBoard in headless Chromium over the log folder of a shapes10 run.
+"""TensorBoard in headless Chromium, over a run's log folder; as a command, the README's pictures of a shapes10 run.
 
 python scripts/fit.py --data.source shapes10 --trainer.logger.init_args.save_dir /tmp/dashboard
-python scripts/screenshots.py /tmp/dashboard docs
+python tests/helpers/screenshots.py /tmp/dashboard docs
 
 Needs Chromium and its driver (Debian: ``apt-get install chromium chromium-driver``) and ``pip install -e ".[dev]"``.
 """
@@ -60,11 +60,11 @@ SECONDS = 240  # for a page to show what it should, on a machine with other thin
 def missing() -> str | None:
     """What is not installed that a browser needs, for people; None if all is there."""
     if not any(map(shutil.which, CHROMIUM)) or not shutil.which(DRIVER):
-        return "no chromium and chromedriver (Debian: apt-get install chromium chromium-driver)"
+        return "chromium and chromedriver: not there, expected both. Debian: apt-get install chromium chromium-driver"
     try:
         import selenium  # noqa: F401
     except ImportError:
-        return 'no selenium (pip install -e ".[dev]")'
+        return 'selenium: not there, expected the package. pip install -e ".[dev]"'
     return None
 
 
@@ -97,7 +97,7 @@ def tensorboard(logs: Path) -> Iterator[str]:
 
 @contextmanager
 def browser(width: int = 1400, height: int = 1000) -> Iterator[Chrome]:
-    """Headless Chromium with a profile of its own, gone afterwards."""
+    """Headless Chromium with a profile of its own, gone afterwards; a window of so many pixels."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -114,9 +114,9 @@ def browser(width: int = 1400, height: int = 1000) -> Iterator[Chrome]:
             driver.quit()
 
 
-def ask(driver: Chrome, script: str, *args: Any) -> Any:
+def ask(driver: Chrome, script: str) -> Any:
     """Run JavaScript that finds every element in ``all``, and can ask whether it is ``seen``."""
-    return driver.execute_script(EVERYTHING + script, *args)
+    return driver.execute_script(EVERYTHING + script)
 
 
 def wait(driver: Chrome, what: str, found: Callable[[], Any]) -> Any:
@@ -182,15 +182,7 @@ def save(driver: Chrome, path: Path, colours: int = 64) -> None:
 
 
 def take(logs: Path, folder: Path) -> list[Path]:
-    """Take all pictures.
-
-    Args:
-        logs: TensorBoard's log folder, of one run with the default callbacks.
-        folder: Where they go.
-
-    Returns:
-        The files.
-    """
+    """Take all pictures of TensorBoard's log folder, of one run with the default callbacks; the files."""
     saved = []
     with tensorboard(logs) as address, browser(1600, 900) as driver:
 
@@ -210,16 +202,15 @@ def take(logs: Path, folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("logs", type=Path, help="log folder of a run")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs"), help="where the pictures go")
     arguments = parser.parse_args()
-    if not list(arguments.logs.rglob("events.out.tfevents.*")):
-        parser.error(f"{arguments.logs} holds no run")
     lack = missing()
+    if not list(arguments.logs.rglob("events.out.tfevents.*")):
+        lack = f"logs: {arguments.logs} holds no run, expected the log folder of one. Train first, or name another"
     if lack:
-        parser.error(lack)
+        parser.exit(2, f"error: {lack}.\n")
     for path in take(arguments.logs, arguments.folder):
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
