@@ -485,13 +485,12 @@ def retrieval_rows(
         memory = {name: max(1.0, lap.peak - lap.start) for name, lap in take_turns(jobs, 1).items()}
         laps = take_turns(jobs, rounds)
     ours, rows = laps.pop("ours"), []
+    what = f"retrieval, {queries:,} x {gallery:,} x {width}, k = {k}"
     for name, peer in laps.items():
         # Sorted: where a peer's rounding swaps two neighbours, its later place holds the nearer one.
         no_farther = ours.value[1] <= np.sort(peer.value[1], axis=1) * (1 + 1e-9)
         rows += [
-            Row(
-                f"retrieval, {queries:,} x {gallery:,} x {width}, k = {k}", ours.seconds, "s", peer.seconds, PEERS[name]
-            ),
+            Row(what, ours.seconds, "s", peer.seconds, PEERS[name]),
             Row("its memory above the inputs", memory["ours"], "MB", memory[name], PEERS[name]),
             Row("  places with the peer's very neighbour", 100 * float((ours.value[0] == peer.value[0]).mean()), "%"),
             Row("  places no farther than the peer's, in float64", 100 * float(no_farther.mean()), "%"),
@@ -540,22 +539,14 @@ def import_times() -> list[tuple[str, float]]:
 
 # ---- the command line --------------------------------------------------------------------------------------
 
-SECTIONS: dict[str, Callable[..., list[Row]]] = {
-    "lrn": lrn_rows,
-    "step": step_rows,
-    "pipeline": pipeline_rows,
-    "loop": loop_rows,
-    "retrieval": retrieval_rows,
-    "startup": startup_rows,
-}
 TINY = {"image_size": 24, "conv1_stride": 2}
-QUICK: dict[str, dict[str, Any]] = {
-    "lrn": {"batch": 2, "sizes": (("conv1", 8, 5),), "rounds": 1},
-    "step": {"batch": 4, "rounds": 1, **TINY},
-    "pipeline": {"images": 100, "batch": 16, "sizes": (64,), "rounds": 1},
-    "loop": {"rounds": 1, "skip": 1, "steps": 2, "batch": 16, **TINY},
-    "retrieval": {"queries": 20, "gallery": 100, "width": 16, "k": 3, "rounds": 1},
-    "startup": {"rounds": 1, "words": tuple(f"--model.{key}={value}" for key, value in TINY.items())},
+SECTIONS: dict[str, tuple[Callable[..., list[Row]], dict[str, Any]]] = {  # what measures them, and --quick's settings
+    "lrn": (lrn_rows, {"batch": 2, "sizes": (("conv1", 8, 5),), "rounds": 1}),
+    "step": (step_rows, {"batch": 4, "rounds": 1, **TINY}),
+    "pipeline": (pipeline_rows, {"images": 100, "batch": 16, "sizes": (64,), "rounds": 1}),
+    "loop": (loop_rows, {"rounds": 1, "skip": 1, "steps": 2, "batch": 16, **TINY}),
+    "retrieval": (retrieval_rows, {"queries": 20, "gallery": 100, "width": 16, "k": 3, "rounds": 1}),
+    "startup": (startup_rows, {"rounds": 1, "words": tuple(f"--model.{key}={value}" for key, value in TINY.items())}),
 }
 
 
@@ -601,7 +592,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
     arguments = parser.parse_args(words)
     if arguments.json and not arguments.json.resolve().parent.is_dir():
-        parser.error(f"--json: there is no folder {arguments.json.resolve().parent}")
+        parser.error(f"json: {arguments.json}, expected a path in a folder that is there")
 
     keep_memory()  # for what is measured in this process
     about, rows = machine(), dict[str, list[Row]]()
@@ -609,7 +600,8 @@ def main(words: list[str] | None = None) -> None:
         print(f"the machine is busy (load {about['load']:.1f}): don't keep these figures", file=sys.stderr)
     for section in arguments.only or SECTIONS:
         print(f"measuring {section} ...", file=sys.stderr, flush=True)
-        rows[section] = SECTIONS[section](**(QUICK[section] if arguments.quick else {}))
+        measure, quick = SECTIONS[section]
+        rows[section] = measure(**(quick if arguments.quick else {}))
         if arguments.json:  # after each section: a run that is cut short leaves what it has
             contents = {"machine": about, "quick": arguments.quick, "rows": as_json(rows)}
             arguments.json.write_text(json.dumps(contents, indent=2) + "\n")
