@@ -29,7 +29,7 @@ from running.memory import keep_memory
 from torch import Tensor
 
 from callbacks import activation_stats
-from callbacks.activation_stats import watching
+from callbacks.activation_stats import forward_hooks
 from callbacks.checkpoints.files import write_whole
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
@@ -108,7 +108,7 @@ def measure_start(model: AlexNetClassifier, images: Tensor, targets: Tensor) -> 
         found[name] = {"size": size, "spread": spread}
 
     model.eval()
-    with watching(model.net, LAYERS, keep):
+    with forward_hooks(model.net, LAYERS, keep):
         F.nll_loss(model.log_probabilities(images), targets).backward()
     model.train()
     for name in LAYERS:
