@@ -28,7 +28,7 @@ from callbacks.base import (
     write_image,
     write_scalars,
 )
-from callbacks.pure.knn import NeighbourSearch, merge_neighbours, retrieval_precision
+from callbacks.pure.knn import merge_neighbours, nothing_found, retrieval_precision, search_block
 from callbacks.pure.retrieval_panel import retrieval_panel
 
 _ROWS_AT_A_TIME = 2048  # gallery features that are gathered before the search takes them: large products are fast
@@ -89,21 +89,16 @@ def retrieve(
     Returns:
         The same in every process, and as one process alone would find it. None where a feature is NaN or infinite.
     """
-    query_batches = [_embed(trainer, module, batch) for batch in queries]
-    features = torch.cat([batch[0] for batch in query_batches])
-    query_targets = torch.cat([batch[1] for batch in query_batches])
+    embedded = [_embed(trainer, module, batch) for batch in queries]
+    features, query_targets = (torch.cat(parts) for parts in zip(*embedded, strict=True))
     finite = bool(features.isfinite().all())
-    search = NeighbourSearch(features if finite else torch.zeros_like(features), k)
+    found = nothing_found(features, k)
 
     size = len(cast(Any, gallery.dataset))
     gallery_targets = torch.zeros(size, dtype=torch.int64, device=features.device)
     places = torch.arange(size, device=features.device).split(cast(int, gallery.batch_size))
-    waiting: list[tuple[Tensor, Tensor]] = []
-
-    def search_waiting() -> None:
-        if waiting:
-            search.add(torch.cat([rows for rows, _ in waiting]), torch.cat([place for _, place in waiting]))
-            waiting.clear()
+    waiting_rows: list[Tensor] = []
+    waiting_places: list[Tensor] = []
 
     shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
     batches = tqdm(gallery, desc="embedding the gallery", disable=None if shown else True, leave=False)
@@ -113,17 +108,20 @@ def retrieve(
         rows, targets = _embed(trainer, module, batch)
         finite = bool(rows.isfinite().all())
         gallery_targets[places[number]] = targets
-        waiting.append((rows, places[number]))
-        if finite and sum(len(place) for _, place in waiting) >= _ROWS_AT_A_TIME:
-            search_waiting()
+        waiting_rows.append(rows)
+        waiting_places.append(places[number])
+        if finite and sum(map(len, waiting_rows)) >= _ROWS_AT_A_TIME:
+            found = search_block(features, torch.cat(waiting_rows), torch.cat(waiting_places), found)
+            waiting_rows, waiting_places = [], []
     if not trainer.strategy.reduce_boolean_decision(finite, all=True):
         return None
-    search_waiting()
+    if waiting_rows:
+        found = search_block(features, torch.cat(waiting_rows), torch.cat(waiting_places), found)
 
     squared, indices = (
         # (processes, Q, k), or (Q, k) where there is one -> (Q, processes * k)
-        trainer.strategy.all_gather(found).view(-1, *found.shape).transpose(0, 1).flatten(1)
-        for found in (search.squared, search.indices)
+        trainer.strategy.all_gather(part).view(-1, *part.shape).transpose(0, 1).flatten(1)
+        for part in found
     )
     squared, indices = merge_neighbours(squared, indices, k)
     gallery_targets = trainer.strategy.all_gather(gallery_targets).view(-1, size).sum(0)  # each target came from one

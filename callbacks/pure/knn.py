@@ -5,11 +5,14 @@ The paper's Figure 4 (right) asks for the training images whose fc7 features lie
 
 1. A matrix product gives ``|q - g|^2 = |q|^2 - 2 q.g + |g|^2`` for a block of the gallery at a time. It is fast, but
    for near points it is the small difference of large numbers, and float32 may order them wrongly.
-2. So it is used only as a bound. Whatever could still be among the k nearest, given how far rounding may be off, is a
-   candidate: a dozen or so for each query.
-3. The candidates alone are measured exactly, by the differences themselves in float64.
+2. So it is used only as a lower bound: less all that rounding may have added. The k rows that come first by it, and a
+   margin, are candidates, and these are measured exactly, by the differences themselves in float64.
+3. If the last candidate's bound is above the k-th exact distance, no other row can be nearer: that is a proof. If not,
+   more rows than the margin look alike in float32, and each half of the block is searched by itself.
 
-The neighbours are thus those of float64 arithmetic, at the price of one float32 matrix product.
+The neighbours are thus those of float64 arithmetic, at the price of one float32 matrix product. Where the way fails, it
+fails in time alone: rows that float32 can't tell apart, as in clusters that are small beside their distance from each
+other, are all measured exactly. So are more of them where torch multiplies in TF32 or bfloat16.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_GROUP = 32  # columns whose minimum is taken before anything is sorted: 3 times faster than topk over whole rows
+_MARGIN = 64  # candidates beside the k nearest: with 16, clusters have many more blocks to halve
 _PAIR_BYTES = 2**21  # pairs measured at a time: larger buffers leave the cache, smaller ones cost more calls
 
 
@@ -45,12 +48,88 @@ def nearest_neighbours(
         Krizhevsky et al. 2012, section 6.1.
     """
     if gallery.ndim != 2:
-        raise ValueError(f"gallery must be (G, D), got {tuple(gallery.shape)}")
+        raise ValueError(f"gallery: shape {tuple(gallery.shape)}, expected (G, D). Flatten its rows.")
     if not 1 <= k <= len(gallery):
-        raise ValueError(f"k must be between 1 and the gallery's {len(gallery)} rows, got {k}")
-    search = NeighbourSearch(queries, k, chunk_bytes)
-    search.add(gallery, torch.arange(len(gallery), device=gallery.device))
-    return search.distances, search.indices
+        raise ValueError(f"k: {k}, expected 1 to {len(gallery)}, the gallery's rows. Choose one of these.")
+    if chunk_bytes < 1:
+        raise ValueError(f"chunk_bytes: {chunk_bytes}, expected at least 1. Leave it out.")
+    squared, indices = nothing_found(queries, k)
+    dtype, width = _working_dtype(queries), queries.shape[1]
+    rows = max(1, min(len(gallery), chunk_bytes // (2 * width * dtype.itemsize)))  # half is for the block's copy,
+    at_once = max(1, chunk_bytes // (4 * max(rows, 2 * width) * dtype.itemsize))  # a quarter for the products
+    places = torch.arange(len(gallery), device=gallery.device).split(rows)
+    for start in range(0, len(queries), at_once):
+        chunk = slice(start, start + at_once)
+        for block, numbers in zip(gallery.split(rows), places, strict=True):
+            squared[chunk], indices[chunk] = search_block(
+                queries[chunk], block, numbers, (squared[chunk], indices[chunk])
+            )
+    return squared.sqrt().to(dtype), indices
+
+
+def nothing_found(queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """What :func:`search_block` starts from: ``(Q, k)`` squared distances, all ``inf``, and indices, all -1."""
+    if queries.ndim != 2 or queries.shape[1] == 0:
+        raise ValueError(f"queries: shape {tuple(queries.shape)}, expected (Q, D) with D > 0. Flatten its rows.")
+    exact = torch.float32 if queries.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    squared = torch.full((len(queries), k), torch.inf, dtype=exact, device=queries.device)
+    return squared, torch.full_like(squared, -1, dtype=torch.int64)
+
+
+@torch.no_grad()
+def search_block(
+    queries: Tensor, block: Tensor, indices: Tensor, found: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Look for nearer neighbours in one block of a gallery that comes block by block and is not kept.
+
+    Args:
+        queries: ``(Q, D)``, as for :func:`nearest_neighbours`.
+        block: ``(B, D)``, likewise.
+        indices: ``(B,)`` int64, the rows' indices in the gallery: ascending, and above those of earlier blocks.
+        found: Squared distances ``(Q, k)`` and indices ``(Q, k)`` of the nearest in earlier blocks, as this function
+            or :func:`nothing_found` returned them.
+
+    Returns:
+        The same of all blocks so far: float64, ascending, and int64; ``inf`` and -1 where they had fewer than k rows.
+        Of equal distances the lower index comes first.
+
+    Raises:
+        ValueError: If the shapes don't fit, or a value is NaN, infinite or too large to square.
+    """
+    if block.ndim != 2 or block.shape[1] != queries.shape[1] or indices.shape != block.shape[:1]:
+        raise ValueError(
+            f"gallery: shape {tuple(block.shape)} with indices {tuple(indices.shape)}, expected (B, "
+            f"{queries.shape[1]}) like the queries, with (B,). Embed both with the same network."
+        )
+    worst, k = found[0][:, -1], found[0].shape[1]
+    if not len(block) or not bool(worst.any()):
+        return found  # no rows; or k equal ones for each query, as from a dead network, and ties go to the first
+    lower, own = _lower_bounds(queries, block)
+    bounds, column = lower.topk(min(k + max(k, _MARGIN), len(block)), largest=False)  # ascending
+    del lower
+    bounds = bounds.to(worst.dtype).add_(own[:, None])
+    squared = torch.full_like(bounds, torch.inf)
+
+    def measure(candidates: Tensor) -> None:
+        row, place = candidates.nonzero(as_tuple=True)
+        if len(row):
+            squared[row, place] = _squared_distances(queries, block, row, column[row, place])
+
+    first = torch.arange(bounds.shape[1], device=bounds.device) < k
+    limit = worst.where(worst > 0, -torch.inf)[:, None]  # what is farther is none of the k nearest
+    measure(first & (bounds <= limit))
+    if len(block) >= k:
+        limit = limit.minimum(squared[:, :k].amax(1, keepdim=True))
+    crowded = bounds[:, -1:] <= limit if bounds.shape[1] < len(block) else torch.zeros_like(limit, dtype=torch.bool)
+    measure(~first & (bounds <= limit) & ~crowded)
+    nearest = merge_neighbours(torch.cat([found[0], squared], 1), torch.cat([found[1], indices[column]], 1), k)
+    if bool(crowded.any()):
+        crowd = crowded[:, 0]
+        halves = (found[0][crowd], found[1][crowd])
+        for rows, numbers in zip(block.tensor_split(2), indices.tensor_split(2), strict=True):
+            halves = search_block(queries[crowd], rows, numbers, halves)
+        nearest[0][crowd], nearest[1][crowd] = halves
+    return nearest
 
 
 def merge_neighbours(squared: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -85,199 +164,37 @@ def retrieval_precision(neighbour_targets: Tensor, query_targets: Tensor, ks: Se
     """
     if neighbour_targets.ndim != 2 or query_targets.shape != neighbour_targets.shape[:1] or not len(query_targets):
         raise ValueError(
-            "neighbour_targets must be (Q, K) and query_targets (Q,) with Q > 0, got "
-            f"{tuple(neighbour_targets.shape)} and {tuple(query_targets.shape)}"
+            f"neighbour_targets, query_targets: shapes {tuple(neighbour_targets.shape)} and "
+            f"{tuple(query_targets.shape)}, expected (Q, K) and (Q,) with Q > 0. Give one class for each."
         )
     found = neighbour_targets.shape[1]
     if any(not 1 <= k <= found for k in ks):
-        raise ValueError(f"each k must be between 1 and the {found} neighbours given, got {list(ks)}")
+        raise ValueError(
+            f"ks: {list(ks)}, expected each between 1 and {found}, the neighbours given. Leave out the others."
+        )
     right = (neighbour_targets == query_targets[:, None]).double()
     return {k: right[:, :k].mean().item() for k in ks}
 
 
-class NeighbourSearch:
-    """The k nearest neighbours so far, of a gallery that comes in blocks and is not kept.
-
-    Args:
-        queries: ``(Q, D)``, as for :func:`nearest_neighbours`.
-        k: How many neighbours to keep.
-        chunk_bytes: About as much memory as ``add`` may use beside its arguments.
-
-    Attributes:
-        squared: ``(Q, k)`` float64 squared distances, ascending; ``inf`` where fewer than k rows were added.
-        indices: ``(Q, k)`` int64 gallery indices; -1 where fewer than k rows were added.
-
-    Raises:
-        ValueError: If an argument is out of range, or a value is NaN, infinite or too large to be squared.
-    """
-
-    def __init__(self, queries: Tensor, k: int, chunk_bytes: int = 256 * 2**20) -> None:
-        if queries.ndim != 2 or queries.shape[1] == 0:
-            raise ValueError(f"queries must be (Q, D) with D > 0, got {tuple(queries.shape)}")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        if chunk_bytes < 1:
-            raise ValueError(f"chunk_bytes must be at least 1, got {chunk_bytes}")
-        self.queries = queries.detach()
-        self.k = k
-        self.dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
-        # Apple's GPUs have no float64.
-        exact = torch.float32 if queries.device.type == "mps" else torch.float64
-        self.squared = torch.full((len(queries), k), torch.inf, dtype=exact, device=queries.device)
-        self.indices = torch.full((len(queries), k), -1, dtype=torch.int64, device=queries.device)
-
-        # Where chunk_bytes go: half to a block of the gallery, a quarter to its products with a chunk of the queries,
-        # an eighth to that chunk, the rest to candidates.
-        item = torch.finfo(self.dtype).bits // 8
-        rows, products = chunk_bytes // (queries.shape[1] * item), chunk_bytes // (4 * item)
-        self._block = max(1, min(rows // 2, products // _GROUP))
-        self._chunk = max(1, min(rows // 8, products // self._block))
-        # Distances don't change when everything moves; rounding errors do. So the queries' mean becomes the origin.
-        self._centre = self._mean_query()
-        self._slack = _relative_error(queries.shape[1], self.dtype)
-        self._products = torch.empty(0, dtype=self.dtype, device=queries.device)  # one buffer, used again and again
-        self._seen = -1
-
-    @property
-    def distances(self) -> Tensor:
-        """``(Q, k)`` Euclidean distances, ascending, in the dtype of the computation."""
-        return self.squared.sqrt().to(self.dtype)
-
-    @torch.no_grad()
-    def add(self, block: Tensor, indices: Tensor) -> None:
-        """Look for nearer neighbours in a block of the gallery.
-
-        Args:
-            block: ``(B, D)``, on the queries' device.
-            indices: ``(B,)`` int64, the rows' indices in the gallery: ascending, and above all that were added before.
-
-        Raises:
-            ValueError: If the shapes don't fit, the indices don't ascend, or a value is NaN, infinite or too large.
-        """
-        if block.ndim != 2 or block.shape[1] != self.queries.shape[1] or indices.shape != block.shape[:1]:
-            raise ValueError(
-                f"the gallery must be (B, {self.queries.shape[1]}) like the queries, with (B,) indices, got "
-                f"{tuple(block.shape)} and {tuple(indices.shape)}"
-            )
-        if not len(block):
-            return
-        if int(indices[0]) <= self._seen or bool((indices[1:] <= indices[:-1]).any()):
-            raise ValueError(f"indices must ascend and be above {self._seen}, the last that was added")
-        self._seen = int(indices[-1])
-        for rows, numbers in zip(block.detach().split(self._block), indices.split(self._block), strict=True):
-            centred = rows.to(self.dtype) - self._centre
-            norms = _checked_norms(centred, "gallery")
-            for start in range(0, len(self.queries), self._chunk):
-                self._search(start, rows, centred, norms, numbers)
-
-    def _search(self, start: int, rows: Tensor, centred: Tensor, norms: Tensor, numbers: Tensor) -> None:
-        """Merge one block of the gallery into the neighbours of one chunk of the queries, which begins at ``start``."""
-        chunk = slice(start, start + self._chunk)
-        worst = self.squared[chunk, -1]  # a newcomer has to be nearer than this
-        if not bool(worst.any()):
-            return  # k equal images each, as from a dead network: nothing is nearer, and ties go to the first
-        queries = self.queries[chunk].to(self.dtype) - self._centre
-        query_norms = _checked_norms(queries, "queries")
-
-        # A lower bound of every squared distance, less (1 - slack)|q|^2, which is the same along a row. With ``out=``
-        # autocast leaves it alone; bfloat16 products would void the bound.
-        buffer = self._product_buffer(len(queries), len(rows))
-        lower = torch.addmm(norms * (1 - self._slack), queries, centred.T, alpha=-2, out=buffer)
-
-        # The k-th smallest minimum of groups of columns has at least k lower bounds below it. How far may the distances
-        # d of those k exceed it? d^2 <= bound + 2 slack (|q|^2 + |g|^2), and |g|^2 <= 2 |q|^2 + 2 d^2.
-        group = max(1, min(_GROUP, len(rows) // (8 * self.k)))
-        spread = len(rows) // group  # column j belongs to group j % spread: such a minimum runs along memory
-        minima = lower[:, : group * spread].unflatten(1, (group, spread)).amin(1)
-        own = query_norms * (1 - self._slack)
-        limit = torch.where(worst > 0, worst, -torch.inf).to(self.dtype) - own
-
-        def lowered(bound: Tensor) -> Tensor:
-            exceeded = (bound + own + 6 * self._slack * query_norms) / (1 - 4 * self._slack)
-            return torch.minimum(limit, exceeded - own)
-
-        if spread >= self.k and self._slack < 0.1:
-            limit = lowered(minima.topk(self.k, dim=1, largest=False, sorted=False).values.amax(1))
-
-        hits, groups = (minima <= limit[:, None]).nonzero(as_tuple=True)
-        if len(hits) > 4 * self.k * len(queries) and len(rows) > 2 * self.k and bool(worst.isinf().any()):
-            # Too many ties to measure them all: let the first half set a mark for the second.
-            half = len(rows) // 2
-            self._search(start, rows[:half], centred[:half], norms[:half], numbers[:half])
-            self._search(start, rows[half:], centred[half:], norms[half:], numbers[half:])
-            return
-        columns = groups[:, None] + spread * torch.arange(group, device=groups.device)
-        near = lower[hits[:, None], columns] <= limit[hits, None]
-        row, column = hits[:, None].expand_as(near)[near], columns[near]
-        if group * spread < len(rows):  # the few columns that no group holds
-            rest_row, rest_column = (lower[:, group * spread :] <= limit[:, None]).nonzero(as_tuple=True)
-            row, column = torch.cat([row, rest_row]), torch.cat([column, rest_column + group * spread])
-        bounds = lower[row, column]
-        if self._slack < 0.1:  # the same bound again, from the k nearest candidates themselves: it leaves half of them
-            limit = lowered(_kth_smallest(bounds, row, len(queries), self.k))
-            near = bounds <= limit[row]
-            row, column = row[near], column[near]
-        if len(row):
-            self._measure(row + start, rows, column, numbers)
-
-    def _measure(self, row: Tensor, rows: Tensor, column: Tensor, numbers: Tensor) -> None:
-        """Measure pairs (query, row of the block) exactly and keep each query's k nearest."""
-        step = min(len(row), max(1, _PAIR_BYTES // (rows.shape[1] * self.squared.element_size())))
-        # The same buffers for all pieces: glibc would cut a heap of hundreds of megabytes out of a new one for each.
-        near, far = (torch.empty(step, rows.shape[1], dtype=t.dtype, device=t.device) for t in (self.queries, rows))
-        difference = torch.empty_like(near, dtype=self.squared.dtype)
-        squared = torch.empty(len(row), dtype=self.squared.dtype, device=row.device)
-        for r, c, found in zip(row.split(step), column.split(step), squared.split(step), strict=True):
-            torch.index_select(self.queries, 0, r, out=near[: len(r)])
-            torch.index_select(rows, 0, c, out=far[: len(r)])
-            difference[: len(r)].copy_(near[: len(r)]).sub_(far[: len(r)])
-            torch.sum(difference[: len(r)].square_(), 1, out=found)
-        # Pairs are few and uneven, so they are sorted as one list with the neighbours so far: by index, then by
-        # distance, then by query; stable sorts keep the earlier orders.
-        changed, place = row.unique(return_inverse=True)
-        owner = torch.cat([torch.arange(len(changed), device=row.device).repeat_interleave(self.k), place])
-        squared = torch.cat([self.squared[changed].flatten(), squared])
-        index = torch.cat([self.indices[changed].flatten(), numbers[column]])
-        order = index.argsort(stable=True)
-        order = order[squared[order].argsort(stable=True)]
-        order = order[owner[order].argsort(stable=True)]
-        counts = owner.bincount()
-        best = order[(counts.cumsum(0) - counts)[:, None] + torch.arange(self.k, device=row.device)]
-        self.squared[changed], self.indices[changed] = squared[best], index[best]
-
-    def _mean_query(self) -> Tensor:
-        """``(D,)`` mean of the queries, summed chunk by chunk in float64."""
-        total = torch.zeros(self.queries.shape[1], dtype=self.squared.dtype, device=self.queries.device)
-        for chunk in self.queries.split(self._chunk):
-            total += chunk.sum(0, dtype=total.dtype)
-        mean = total / max(1, len(self.queries))
-        if not bool(mean.isfinite().all()):
-            raise ValueError("queries hold NaN or infinite values")
-        return mean.to(self.dtype)
-
-    def _product_buffer(self, height: int, width: int) -> Tensor:
-        if self._products.numel() < height * width:
-            self._products = self._products.new_empty(height * width)
-        return self._products[: height * width].view(height, width)
+def _working_dtype(queries: Tensor) -> torch.dtype:
+    return torch.float64 if queries.dtype == torch.float64 else torch.float32
 
 
-def _checked_norms(rows: Tensor, name: str) -> Tensor:
-    """``(N,)`` squared lengths of the rows, finite or else ValueError."""
-    norms = torch.linalg.vector_norm(rows, dim=1).square_()
-    if not bool(norms.isfinite().all()):
-        raise ValueError(f"{name} hold values that are NaN, infinite or too large to be squared")
-    return norms
-
-
-def _kth_smallest(values: Tensor, row: Tensor, rows: int, k: int) -> Tensor:
-    """``(rows,)``: the k-th smallest of the values that belong to each row by ``row``; ``inf`` where they are fewer."""
-    order = values.argsort(stable=True)
-    order = order[row[order].argsort(stable=True)]
-    counts = row.bincount(minlength=rows)
-    enough = counts >= k
-    kth = torch.full((rows,), torch.inf, dtype=values.dtype, device=values.device)
-    kth[enough] = values[order[(counts.cumsum(0) - counts)[enough] + k - 1]]
-    return kth
+def _lower_bounds(queries: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    """``(Q, B)`` and ``(Q,)`` whose sum is at most the squared distance of each query from each row."""
+    dtype = _working_dtype(queries)
+    # Distances don't change when everything moves; rounding errors do. So the block's mean becomes the origin.
+    centre = block.to(dtype).mean(0)
+    rows, queries = block.to(dtype) - centre, queries.to(dtype) - centre
+    norms = [torch.linalg.vector_norm(centred, dim=1).square_() for centred in (rows, queries)]
+    for name, values in zip(("gallery", "queries"), norms, strict=True):
+        if not bool(values.isfinite().all()):
+            wrong = "values that are NaN, infinite or too large to square"
+            raise ValueError(f"{name}: {wrong}, expected finite ones. Look for what made the network diverge.")
+    row_part, query_part = (values * (1 - _relative_error(rows.shape[1], dtype)) for values in norms)
+    # Autocast leaves what is written to ``out`` alone; products in bfloat16 would void the bound.
+    products = torch.empty(len(queries), len(rows), dtype=dtype, device=rows.device)
+    return torch.addmm(row_part, queries, rows.T, alpha=-2, out=products), query_part
 
 
 def _relative_error(width: int, dtype: torch.dtype) -> float:
@@ -295,3 +212,18 @@ def _relative_error(width: int, dtype: torch.dtype) -> float:
             precision = "medium"
         factors = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}[precision]  # float32, TF32, bfloat16
     return 3 * (width + 16) * torch.finfo(dtype).eps / 2 + 3 * factors
+
+
+def _squared_distances(queries: Tensor, rows: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """``(N,)`` float64: how far, squared, the query of each pair ``(row, column)`` is from its gallery row."""
+    exact = nothing_found(queries, 1)[0].dtype
+    queries = queries.to(exact)
+    step = min(len(row), max(1, _PAIR_BYTES // (rows.shape[1] * exact.itemsize)))
+    # The same buffers for all pieces: glibc would cut a heap of hundreds of megabytes out of a new one for each.
+    far, difference = (queries.new_empty(step, rows.shape[1], dtype=dtype) for dtype in (rows.dtype, exact))
+    squared = queries.new_empty(len(row))
+    for r, c, out in zip(row.split(step), column.split(step), squared.split(step), strict=True):
+        torch.index_select(rows, 0, c, out=far[: len(r)])
+        torch.index_select(queries, 0, r, out=difference[: len(r)]).sub_(far[: len(r)])
+        torch.sum(difference[: len(r)].square_(), 1, out=out)
+    return squared

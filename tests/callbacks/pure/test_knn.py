@@ -5,7 +5,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from callbacks.pure.knn import NeighbourSearch, merge_neighbours, nearest_neighbours, retrieval_precision
+from callbacks.pure import knn
+from callbacks.pure.knn import (
+    merge_neighbours,
+    nearest_neighbours,
+    nothing_found,
+    retrieval_precision,
+    search_block,
+)
 
 
 def brute_force(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -56,13 +63,59 @@ def test_cancellation_does_not_change_neighbours(offset: float):
         assert not torch.equal(expanded.topk(8, largest=False).indices, want_indices)
 
 
-def test_far_tight_clusters():
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def far_tight_clusters() -> tuple[Tensor, Tensor]:
     """No common origin helps here: within each of the far clusters rounding is larger than all distances."""
-    g = torch.Generator().manual_seed(0)
-    centres = 1e3 * torch.randn(4, 32, generator=g)
-    gallery = (centres[:, None] + 1e-3 * torch.randn(4, 100, 32, generator=g)).flatten(0, 1)
-    queries = centres + 1e-3 * torch.randn(4, 32, generator=g)
-    assert torch.equal(nearest_neighbours(queries, gallery, 10)[1], brute_force(queries, gallery, 10)[1])
+    centres = 1e3 * draw(4, 32)
+    return centres + 1e-3 * draw(4, 32, seed=1), (centres[:, None] + 1e-3 * draw(4, 100, 32, seed=2)).flatten(0, 1)
+
+
+def lattice(n: int, d: int, seed: int) -> Tensor:
+    return torch.randint(-1, 2, (n, d), generator=torch.Generator().manual_seed(seed)).float()
+
+
+KINDS = {
+    "noise": lambda: (draw(40, 64), draw(3000, 64, seed=1)),
+    "noise in many dimensions": lambda: (draw(3, 20_000), draw(200, 20_000, seed=1)),
+    "clusters": lambda: ((q := draw(30, 128)), q.repeat(60, 1) + 0.02 * draw(1800, 128, seed=1)),
+    "clusters that float32 can't tell apart": far_tight_clusters,
+    "ties of rows that differ": lambda: (lattice(20, 6, 0), lattice(2000, 6, 1)),
+    "all distances equal": lambda: (torch.zeros(3, 300), torch.eye(300)),
+    "an offset": lambda: (draw(20, 64) + 3e4, draw(900, 64, seed=1) + 3e4),
+    "one wild query": lambda: (draw(20, 64) * torch.tensor([1e7] + 19 * [1.0])[:, None], draw(900, 64, seed=1)),
+    "one wild row": lambda: (draw(20, 64), draw(900, 64, seed=1) * torch.tensor([1e9] + 899 * [1.0])[:, None]),
+    "equal rows among others": lambda: (draw(9, 32), torch.cat([draw(500, 32, seed=1), draw(9, 32).repeat(99, 1)])),
+    "equal rows alone": lambda: (draw(9, 32), draw(1, 32, seed=1).repeat(3000, 1)),
+}
+
+
+@pytest.mark.parametrize("chunk_bytes", [200_000, 256 * 2**20])
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_the_features_are(kind: str, chunk_bytes: int):
+    queries, gallery = KINDS[kind]()
+    for k in (1, 10, 40):
+        distances, indices = nearest_neighbours(queries, gallery, k, chunk_bytes)
+        want_distances, want_indices = brute_force(queries, gallery, k)
+        assert torch.equal(indices, want_indices)
+        torch.testing.assert_close(distances.double(), want_distances, rtol=1e-6, atol=0)
+
+
+def test_rows_that_float32_can_not_tell_apart_are_halved(monkeypatch: pytest.MonkeyPatch):
+    sizes: list[int] = []
+
+    def noting(queries: Tensor, block: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        sizes.append(len(block))
+        return search_block(queries, block, *rest)
+
+    monkeypatch.setattr(knn, "search_block", noting)
+    nearest_neighbours(*far_tight_clusters(), 10)
+    assert sizes[:3] == [400, 200, 100]
+    sizes.clear()
+    nearest_neighbours(*KINDS["noise"](), 10)
+    assert sizes == [3000]
 
 
 @pytest.mark.parametrize("chunk_bytes", [20_000, 256 * 2**20])
@@ -77,37 +130,33 @@ def test_duplicates_have_distance_zero_and_ties_go_to_the_lower_index(chunk_byte
     assert torch.equal(indices, ties[1])
 
 
-def test_a_dead_network_is_quick_and_deterministic():
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pairs are measured exactly, call by call."""
+    counts: list[int] = []
+    original = knn._squared_distances
+
+    def counting(queries: Tensor, rows: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        counts.append(len(row))
+        return original(queries, rows, row, column)
+
+    monkeypatch.setattr(knn, "_squared_distances", counting)
+    return counts
+
+
+@pytest.mark.parametrize("chunk_bytes", [2_000_000, 256 * 2**20])
+def test_a_dead_network_is_quick_and_deterministic(measured: list[int], chunk_bytes: int):
     """All features equal: every pair ties. Measuring all of them exactly would be the whole work of brute force."""
-    measured = 0
-    original = NeighbourSearch._measure
-
-    def counting(self: NeighbourSearch, row: Tensor, *rest: Tensor) -> None:
-        nonlocal measured
-        measured += len(row)
-        original(self, row, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NeighbourSearch, "_measure", counting)
-        distances, indices = nearest_neighbours(torch.full((30, 64), 0.3), torch.full((20_000, 64), 0.3), 5)
+    queries, gallery = torch.full((30, 64), 0.3), torch.full((20_000, 64), 0.3)
+    distances, indices = nearest_neighbours(queries, gallery, 5, chunk_bytes)
     assert torch.equal(indices, torch.arange(5).expand(30, 5))
     assert torch.equal(distances, torch.zeros(30, 5))
-    assert measured <= 30 * 100
+    assert sum(measured) <= 30 * 100
 
 
-def test_few_pairs_are_measured_exactly():
-    measured = 0
-    original = NeighbourSearch._measure
-
-    def counting(self: NeighbourSearch, row: Tensor, *rest: Tensor) -> None:
-        nonlocal measured
-        measured += len(row)
-        original(self, row, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NeighbourSearch, "_measure", counting)
-        nearest_neighbours(features(100, 128, seed=1), features(5000, 128, seed=2), 10)
-    assert 100 * 10 <= measured <= 100 * 20
+def test_few_pairs_are_measured_exactly(measured: list[int]):
+    nearest_neighbours(features(100, 128, seed=1), features(5000, 128, seed=2), 10)
+    assert 100 * 10 <= sum(measured) <= 100 * 20
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32])
@@ -130,15 +179,8 @@ def test_float64_stays_float64():
     assert distances[0, 0] < distances[0, 1]
 
 
-def tight_clusters() -> tuple[Tensor, Tensor]:
-    """Distances within a cluster are so near each other that products of bfloat16 numbers confuse them."""
-    noise = torch.Generator().manual_seed(0)
-    q = torch.randn(30, 128, generator=noise)
-    return q, q.repeat(60, 1) + 0.02 * torch.randn(1800, 128, generator=noise)
-
-
 def test_autocast_does_not_coarsen():
-    q, g = tight_clusters()
+    q, g = KINDS["clusters"]()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         indices = nearest_neighbours(q, g, 6)[1]
     assert torch.equal(indices, brute_force(q, g, 6)[1])
@@ -146,7 +188,7 @@ def test_autocast_does_not_coarsen():
 
 def test_a_gpu_that_multiplies_in_bfloat16_finds_the_same(monkeypatch: pytest.MonkeyPatch):
     """What ``set_float32_matmul_precision("medium")`` does there, done by hand, as a CPU may ignore it."""
-    q, g = tight_clusters()
+    q, g = KINDS["clusters"]()
     real = torch.addmm
 
     def coarse(c: Tensor, a: Tensor, b: Tensor, **options: Any) -> Tensor:
@@ -192,32 +234,31 @@ def test_memory_is_bounded():
 
 def test_a_gallery_in_blocks_gives_what_the_whole_one_gives():
     q, g = features(20, 48, seed=1), features(1000, 48, seed=2).repeat(2, 1)
-    search = NeighbourSearch(q, 7)
+    found = nothing_found(q, 7)
     for block, numbers in zip(g.split(130), torch.arange(2000).split(130), strict=True):
-        search.add(block, numbers)
+        found = search_block(q, block, numbers, found)
     distances, indices = nearest_neighbours(q, g, 7)
-    assert torch.equal(search.indices, indices)
-    assert torch.equal(search.distances, distances)
+    assert torch.equal(found[1], indices)
+    assert torch.equal(found[0].sqrt().float(), distances)
 
 
 def test_blocks_smaller_than_k():
-    search = NeighbourSearch(torch.zeros(1, 1), 3)
-    search.add(torch.tensor([[5.0], [4.0]]), torch.tensor([0, 1]))
-    assert search.indices.tolist() == [[1, 0, -1]]
-    assert search.squared.tolist() == [[16, 25, float("inf")]]
-    search.add(torch.tensor([[1.0], [4.0]]), torch.tensor([4, 9]))
-    assert search.indices.tolist() == [[4, 1, 9]]
+    q = torch.zeros(1, 1)
+    found = search_block(q, torch.tensor([[5.0], [4.0]]), torch.tensor([0, 1]), nothing_found(q, 3))
+    assert found[1].tolist() == [[1, 0, -1]]
+    assert found[0].tolist() == [[16, 25, float("inf")]]
+    found = search_block(q, torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64), found)
+    found = search_block(q, torch.tensor([[1.0], [4.0]]), torch.tensor([4, 9]), found)
+    assert found[1].tolist() == [[4, 1, 9]]
 
 
 def test_two_shares_merge_to_the_whole():
     """As two processes do it: every other block each, and ties across the shares."""
     q, g = features(10, 30, seed=1), features(60, 30, seed=2).repeat(3, 1)
-    shares = [NeighbourSearch(q, 8), NeighbourSearch(q, 8)]
+    shares = [nothing_found(q, 8), nothing_found(q, 8)]
     for number, (block, places) in enumerate(zip(g.split(7), torch.arange(180).split(7), strict=True)):
-        shares[number % 2].add(block, places)
-    squared, indices = (
-        torch.cat([getattr(share, name) for share in reversed(shares)], 1) for name in ("squared", "indices")
-    )
+        shares[number % 2] = search_block(q, block, places, shares[number % 2])
+    squared, indices = (torch.cat(parts, 1) for parts in zip(*reversed(shares), strict=True))
     squared, indices = merge_neighbours(squared, indices, 8)
     assert torch.equal(indices, brute_force(q, g, 8)[1])
     torch.testing.assert_close(squared.sqrt(), brute_force(q, g, 8)[0])
@@ -242,14 +283,14 @@ def test_no_queries():
 @pytest.mark.parametrize(
     ("queries", "gallery", "k", "message"),
     [
-        (torch.zeros(2, 3), torch.zeros(4, 5), 1, "like the queries"),
-        (torch.zeros(3), torch.zeros(4, 3), 1, "queries must be"),
-        (torch.zeros(2, 3), torch.zeros(3), 1, "gallery must be"),
-        (torch.zeros(2, 3), torch.zeros(4, 3), 0, "got 0"),
-        (torch.zeros(2, 3), torch.zeros(4, 3), 5, "got 5"),
-        (torch.tensor([[1.0, float("nan")]]), torch.zeros(4, 2), 1, "queries hold"),
-        (torch.zeros(1, 2), torch.tensor([[0.0, 1.0], [float("nan"), 0.0]]), 1, "gallery hold"),
-        (torch.zeros(1, 2), torch.tensor([[0.0, 1.0], [float("inf"), 0.0]]), 1, "gallery hold"),
+        (torch.zeros(2, 3), torch.zeros(4, 5), 1, r"gallery: shape .*expected \(B, 3\) like the queries"),
+        (torch.zeros(3), torch.zeros(4, 3), 1, "queries: shape"),
+        (torch.zeros(2, 3), torch.zeros(3), 1, "gallery: shape"),
+        (torch.zeros(2, 3), torch.zeros(4, 3), 0, "k: 0, expected 1 to 4"),
+        (torch.zeros(2, 3), torch.zeros(4, 3), 5, "k: 5, expected 1 to 4"),
+        (torch.tensor([[1.0, float("nan")]]), torch.zeros(4, 2), 1, "queries: values that are NaN"),
+        (torch.zeros(1, 2), torch.tensor([[0.0, 1.0], [float("nan"), 0.0]]), 1, "gallery: values that are NaN"),
+        (torch.zeros(1, 2), torch.tensor([[0.0, 1.0], [float("inf"), 0.0]]), 1, "gallery: values that are NaN"),
     ],
 )
 def test_bad_arguments(queries: Tensor, gallery: Tensor, k: int, message: str):
@@ -257,20 +298,12 @@ def test_bad_arguments(queries: Tensor, gallery: Tensor, k: int, message: str):
         nearest_neighbours(queries, gallery, k)
 
 
-def test_blocks_must_ascend():
-    search = NeighbourSearch(torch.zeros(1, 2), 1)
-    search.add(torch.zeros(2, 2), torch.tensor([3, 4]))
-    for numbers in ([4, 5], [6, 5]):
-        with pytest.raises(ValueError, match="ascend"):
-            search.add(torch.zeros(2, 2), torch.tensor(numbers))
-
-
 def test_precision():
     neighbours = torch.tensor([[1, 1, 0, 2], [2, 0, 0, 0]])
     precision = retrieval_precision(neighbours, torch.tensor([1, 0]), [1, 2, 4])
     assert precision == {1: 0.5, 2: (1 + 0.5) / 2, 4: (0.5 + 0.75) / 2}
     for k in (0, 5):
-        with pytest.raises(ValueError, match="between 1 and the 4"):
+        with pytest.raises(ValueError, match="ks: .*between 1 and 4"):
             retrieval_precision(neighbours, torch.tensor([1, 0]), [k])
     with pytest.raises(ValueError, match="query_targets"):
         retrieval_precision(neighbours, torch.tensor([1]), [1])
