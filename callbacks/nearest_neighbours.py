@@ -25,6 +25,7 @@ from callbacks.base import (
     evenly_spaced,
     looking,
     model_of,
+    to_model,
     write_image,
     write_scalars,
 )
@@ -130,8 +131,7 @@ def retrieve(
 
 def _embed(trainer: Trainer, module: LookedAtModel, batch: Any) -> tuple[Tensor, Tensor]:
     """Features ``(B, D)`` float32 and targets ``(B,)`` of a batch as its loader gave it."""
-    images, targets = trainer.strategy.batch_to_device(batch)
-    images = trainer.precision_plugin.convert_input(images)
+    images, targets = to_model(trainer, batch)
     with trainer.precision_plugin.forward_context():  # the precision of training and validation
         features = module.embed(images)
     return features.flatten(1).float(), targets

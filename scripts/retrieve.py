@@ -6,8 +6,6 @@ python scripts/retrieve.py --ckpt_path best.ckpt --query cat.jpg --k 10 --out ca
 Writes a panel (``--out``) and a table beside it (``.csv``), whose ``index`` is the image's place in the training split.
 A photo's centre square is reduced to 32x32 pixels and then treated as the DataModule treats a test image. Embedding the
 training images takes the time; the result is kept in ``retrieval_cache/`` beside the checkpoint's folder.
-
-From top to bottom: photos, the network and its gallery, the cache, what is shown, the command line.
 """
 
 from __future__ import annotations
@@ -17,24 +15,23 @@ import csv
 import hashlib
 import io
 import json
-import pickle
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.table import Table
-from running.cli import check_checkpoint, checkpoint_settings, load_checkpoint, one_line_errors, whole_checkpoint
-from running.errors import ScriptParser, refuse
+from running.checkpoint import Checkpoint
+from running.errors import ScriptParser, argument_errors, refuse
 from torch import Tensor
 from tqdm import tqdm
 
-from callbacks.checkpoints.files import CheckpointError, damage, sha256, sidecar, write_checkpoint, write_whole
+from callbacks.checkpoints.files import CheckpointError, damage, sidecar, write_checkpoint, write_whole
 from callbacks.pure.knn import nearest_neighbours
 from callbacks.pure.retrieval_panel import retrieval_panel
 from datamodules import CIFAR10DataModule
@@ -46,8 +43,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 100_000_000  # decoded, 300 MB
 SHOWN_QUERIES, SHOWN_NEIGHBOURS = 50, 12  # in the panel; the table has all
+COLUMNS = ("query", "rank", "index", "class", "distance")  # rank from 1; index is the place in the training split
+Row = tuple[str, int, int, str, float]
 
-# --------------------------------------------------------------------------------------------------------------- photos
+# ---- photos ------------------------------------------------------------------------------------------------
 
 
 def read_photo(path: Path) -> Tensor:
@@ -66,7 +65,7 @@ def read_photo(path: Path) -> Tensor:
     """
     name = printable(path)
     if path.exists() and not path.is_file():  # a pipe would be read from for ever
-        raise ValueError(f"{name}: not a regular file. Name a picture or a folder of pictures.")
+        raise ValueError(f"{name}: not a regular file, expected a picture or a folder of pictures. Name one.")
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # Pillow warns of large pictures and of odd EXIF
@@ -76,15 +75,14 @@ def read_photo(path: Path) -> Tensor:
                     raise Image.DecompressionBombError(f"{width}x{height} pixels")
                 rgb = as_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
-        raise ValueError(
-            f"{name}: too large ({str(error).split(', could')[0]}), at most {MAX_PIXELS:,} pixels are decoded. "
-            "Make it smaller."
-        ) from None
+        wrong = f"too large ({str(error).split(', could')[0]}), expected at most {MAX_PIXELS:,} pixels"
+        raise ValueError(f"{name}: {wrong}. Make it smaller.") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{name}: no picture. Name a file in one of {', '.join(FORMATS)}.") from None
+        raise ValueError(f"{name}: no picture, expected one in {', '.join(FORMATS)}. Name one.") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on damaged files
         reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-        raise ValueError(f"{name}: can't be read ({' '.join(reason.split())}). Name another picture.") from None
+        wrong = f"can't be read ({' '.join(reason.split())}), expected a whole picture"
+        raise ValueError(f"{name}: {wrong}. Name another.") from None
     side = min(rgb.size)
     left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
     square = rgb.crop((left, top, left + side, top + side))
@@ -118,23 +116,20 @@ def list_photos(words: Sequence[Path]) -> tuple[list[Path], list[str]]:
     found: list[Path] = []
     skipped: list[str] = []
     for word in words:
+        if not word.exists():
+            raise ValueError(f"{printable(word)}: there is no such file, expected a picture or a folder. Name one.")
         if not word.is_dir():
-            if not word.exists():
-                raise ValueError(f"{printable(word)}: there is no such file. Name a picture or a folder of pictures.")
             found.append(word)
             continue
-        pictures = []
-        for path in sorted(word.iterdir()):
-            if path.name.startswith("."):
-                continue
-            if path.is_dir():
-                skipped.append(f"skipped: {printable(path)}: a folder within a folder")
-            elif path.suffix.lower() not in SUFFIXES:
-                skipped.append(f"skipped: {printable(path)}: not named like a picture")
-            else:
-                pictures.append(path)
+        entries = [path for path in sorted(word.iterdir()) if not path.name.startswith(".")]
+        pictures = [path for path in entries if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+        for path in entries:
+            if path not in pictures:
+                why = "a folder within a folder" if path.is_dir() else "not named like a picture"
+                skipped.append(f"skipped: {printable(path)}: {why}")
         if not pictures:
-            raise ValueError(f"{printable(word)}: no pictures in this folder. Wanted: {', '.join(SUFFIXES)}.")
+            endings = ", ".join(SUFFIXES)
+            raise ValueError(f"{printable(word)}: no pictures in this folder, expected {endings}. Name another.")
         found += pictures
     return list(dict.fromkeys(found)), skipped
 
@@ -146,18 +141,18 @@ def read_photos(words: Sequence[Path]) -> tuple[list[str], Tensor, list[str]]:
         ValueError: As :func:`read_photo` and :func:`list_photos`; also if nothing is left.
     """
     paths, skipped = list_photos(words)
-    named = set(words)
     names, photos = [], []
     for path in paths:
         try:
             photos.append(read_photo(path))
             names.append(printable(path))
         except ValueError as error:
-            if path in named:
+            if path in words:
                 raise
             skipped.append(f"skipped: {error}")
     if not photos:
-        raise ValueError(f"--query: no picture could be read ({skipped[-1].removeprefix('skipped: ')})")
+        wrong = skipped[-1].removeprefix("skipped: ").partition(", expected")[0]
+        raise ValueError(f"--query: no picture could be read ({wrong}), expected at least one. Name others.")
     return names, torch.stack(photos), skipped
 
 
@@ -166,30 +161,30 @@ def printable(path: Path) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in str(path))
 
 
-# --------------------------------------------------------------------------------------------- the network, its gallery
+# ---- the network, its gallery ------------------------------------------------------------------------------
 
 
-def load(path: Path, root: str) -> tuple[AlexNetClassifier, CIFAR10DataModule]:
-    """A checkpoint's network, ready to embed, and the data as it was trained on them; or a refusal in one line.
+def load(checkpoint: Checkpoint, root: str) -> tuple[AlexNetClassifier, CIFAR10DataModule]:
+    """Make a checkpoint's network, ready to embed, and the data as it was trained on them; or refuse in one line.
 
     Args:
-        path: A checkpoint that ``fit.py`` wrote.
+        checkpoint: What ``fit.py`` wrote.
         root: Folder with CIFAR-10.
     """
-    settings, checkpoint = checkpoint_settings(path), load_checkpoint(path)
-    state = checkpoint.get(CIFAR10DataModule.__qualname__)
-    if not settings["data"] or state is None:
+    path, settings = checkpoint.path, checkpoint.settings
+    if not settings["data"] or checkpoint.statistics is None:
         refuse(f"{path}: does not say which images it was trained on. Use a checkpoint that fit.py wrote.")
     try:
         model = AlexNetClassifier(**{**settings["model"], "compile": False})
         size = settings["model"]["image_size"]  # model and data agree on it, so it is kept once
         datamodule = CIFAR10DataModule(**settings["data"], image_size=size, root=root)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         refuse(f"{path}: its settings are not this version's ({error}). Use a checkpoint of this version.")
-    check_checkpoint(path, model)
-    model.load_state_dict(checkpoint["state_dict"])
-    datamodule.load_state_dict(state)
-    datamodule.setup("fit")
+    checkpoint.check_fits(model)
+    model.load_state_dict(checkpoint.state_dict)
+    datamodule.load_state_dict(checkpoint.statistics)
+    with argument_errors("--"):  # --root is all that comes from the command line
+        datamodule.setup("fit")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), datamodule
 
@@ -217,7 +212,7 @@ def embed(model: AlexNetClassifier, datamodule: CIFAR10DataModule, images: Tenso
     return torch.cat(features)
 
 
-# ------------------------------------------------------------------------------------------------------------ the cache
+# ---- the cache ---------------------------------------------------------------------------------------------
 
 
 def gallery_digest(datamodule: CIFAR10DataModule, indices: Tensor, images: Tensor, device: str) -> str:
@@ -248,14 +243,11 @@ def read_cache(path: Path, key: str, size: int) -> Tensor | None:
         return None
     wrong = damage(path) if sidecar(path).is_file() else "no SHA-256 beside it"
     if wrong is None:
-        try:
-            kept = torch.load(path, weights_only=True)
-            features = kept["features"]
-            if kept["key"] == key and features.ndim == 2 and len(features) == size:
-                return features
-            wrong = "of other images"
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError) as error:
-            wrong = str(error).splitlines()[0] if str(error) else type(error).__name__
+        kept: dict[str, Any] = torch.load(path, weights_only=True)
+        if kept["key"] == key and len(kept["features"]) == size:
+            features: Tensor = kept["features"]
+            return features
+        wrong = "of other images"
     print(f"{path}: {wrong}; embedding the training images anew", file=sys.stderr)
     return None
 
@@ -265,7 +257,7 @@ def gallery_features(
 ) -> tuple[Tensor, bool]:
     """The training images' fc7 ``(G, 4096)``, from the cache if it has them, and whether it had."""
     digest = gallery_digest(datamodule, datamodule.split.train, images, model.device.type)
-    key = f"{sha256(ckpt_path)} {digest}"
+    key = f"{hashlib.sha256(ckpt_path.read_bytes()).hexdigest()} {digest}"
     path = cache_folder(ckpt_path) / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.pt"
     kept = read_cache(path, key, len(images))
     if kept is not None:
@@ -279,37 +271,41 @@ def gallery_features(
     return features, False
 
 
-# -------------------------------------------------------------------------------------------------------- what is shown
+# ---- what is shown -----------------------------------------------------------------------------------------
 
 
-class Neighbour(NamedTuple):
-    """A line of the table; ``rank`` counts from 1, ``index`` is the image's place in the training split."""
+def table_rows(names: Sequence[str], distances: Tensor, indices: Tensor, classes: Sequence[str]) -> list[Row]:
+    """The table: query by query, nearest first.
 
-    query: str
-    rank: int
-    index: int
-    label: str
-    distance: float
-
-
-def neighbours_of(
-    names: Sequence[str], distances: Tensor, places: Tensor, datamodule: CIFAR10DataModule
-) -> Iterator[Neighbour]:
-    """The table's lines, query by query, nearest first; ``distances`` and ``places`` in the gallery are ``(Q, k)``."""
-    targets, indices = datamodule.images_in("train")[1], datamodule.split.train
-    for name, row, found in zip(names, distances.tolist(), places.tolist(), strict=True):
-        for rank, (distance, place) in enumerate(zip(row, found, strict=True), start=1):
-            index = int(indices[place])
-            yield Neighbour(name, rank, index, datamodule.class_names[int(targets[index])], distance)
+    Args:
+        names: Of the Q queries.
+        distances: ``(Q, k)``.
+        indices: ``(Q, k)`` places in the training split.
+        classes: The name of each training image's class.
+    """
+    return [
+        (name, rank, index, classes[index], distance)
+        for name, *row in zip(names, indices.tolist(), distances.tolist(), strict=True)
+        for rank, (index, distance) in enumerate(zip(*row, strict=True), start=1)
+    ]
 
 
-def as_csv(lines: Sequence[Neighbour]) -> str:
-    """``query,rank,index,class,distance``."""
+def as_csv(rows: Sequence[Row]) -> str:
+    """The table as a file: ``query,rank,index,class,distance``."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["query", "rank", "index", "class", "distance"])
-    writer.writerows([*line[:4], f"{line.distance:.6g}"] for line in lines)
+    writer.writerow(COLUMNS)
+    writer.writerows([*row[:4], f"{row[4]:.6g}"] for row in rows)
     return text.getvalue()
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Print the table to the console, with a rule after each query's last neighbour."""
+    table = Table(*COLUMNS)
+    k = max(rank for _, rank, *_ in rows)
+    for row in rows:
+        table.add_row(*map(str, row[:4]), f"{row[4]:#.4g}", end_section=row[1] == k)
+    Console().print(table)
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -320,7 +316,7 @@ def short_names(names: Sequence[str]) -> list[str]:
     return next((short for short in candidates if len(set(short)) == len(short)), candidates[-1])
 
 
-# ----------------------------------------------------------------------------------------------------- the command line
+# ---- the command line --------------------------------------------------------------------------------------
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -333,73 +329,58 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", default="data", help="folder with CIFAR-10, as fit.py's --data.root")
     options = parser.parse_args(words)
     if options.k < 1:
-        parser.error(f"--k: {options.k} is below 1")
-    if options.out.suffix.lower() != ".png":
-        parser.error(f"--out: {options.out} does not end in .png")
-    if not options.out.resolve().parent.is_dir() or options.out.is_dir():
-        parser.error(f"--out: {options.out} can't be written: no such folder, or it is one")
+        parser.error(f"--k: {options.k}, expected 1 or more")
+    if options.out.suffix.lower() != ".png" or options.out.is_dir():
+        parser.error(f"--out: {options.out}, expected a file that ends in .png")
+    if not options.out.resolve().parent.is_dir():
+        parser.error(f"--out: {options.out}, expected a file in a folder that is there")
     return options
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Retrieve the neighbours of the pictures on the command line; None takes it from ``sys.argv``."""
     options = parse(words)
-    with one_line_errors():
+    with argument_errors(""):
         names, photos, skipped = read_photos(options.query)
         for line in skipped:
             print(line, file=sys.stderr)
-        path = whole_checkpoint(options.ckpt_path)
-        model, datamodule = load(path, options.root)
-        gallery = datamodule.images_in("train")[0][datamodule.split.train]  # (G, 3, 32, 32)
+        checkpoint = Checkpoint.read(options.ckpt_path)
+        path = checkpoint.path
+        model, datamodule = load(checkpoint, options.root)
+        images, targets = datamodule.images_in("train")
+        split = datamodule.split.train
+        gallery = images[split]  # (G, 3, 32, 32)
         if options.k > len(gallery):
-            refuse(f"--k: {options.k}, but {path} was trained on {len(gallery)} images. Choose at most as many.")
+            refuse(f"--k: {options.k}, expected at most {len(gallery)}, the images of {path}. Choose fewer.")
         features, cached = gallery_features(model, datamodule, path, gallery)
         queries = embed(model, datamodule, photos)
         if not bool(features.isfinite().all() and queries.isfinite().all()):
-            refuse(f"{path}: its features are NaN or infinite. Use another checkpoint.")
-        distances, places = nearest_neighbours(queries, features, options.k)
-        lines = list(neighbours_of(names, distances, places, datamodule))
-        show(options, names, photos, gallery, distances, places, lines, datamodule)
+            refuse(f"{path}: features are NaN or infinite, expected finite ones. Use another checkpoint.")
+        distances, places = nearest_neighbours(queries, features, options.k)  # (Q, k)
+
+        rows = table_rows(names, distances, split[places], [datamodule.class_names[t] for t in targets.tolist()])
+        shown = places[:SHOWN_QUERIES, :SHOWN_NEIGHBOURS]
+        panel = retrieval_panel(
+            photos[: len(shown)].float() / 255,
+            gallery[shown].float() / 255,
+            [None] * len(shown),
+            targets[split[shown]].tolist(),
+            distances[:SHOWN_QUERIES, :SHOWN_NEIGHBOURS].tolist(),
+            datamodule.class_names,
+            "your pictures, at the data set's 32x32 pixels",
+            query_names=short_names(names[: len(shown)]),
+        )
+        picture = io.BytesIO()
+        Image.fromarray(panel.permute(1, 2, 0).numpy()).save(picture, "PNG")
+        write_whole(options.out, picture.getvalue())
+        write_whole(options.out.with_suffix(".csv"), as_csv(rows))
+    print_table(rows[: len(shown) * options.k])
+    if shown.shape != places.shape:
+        rows_shown, columns_shown = shown.shape
+        print(f"shown: {rows_shown} of {len(names)} queries; in the panel {columns_shown} of {options.k} neighbours")
+    print(f"written: {options.out}, {options.out.with_suffix('.csv')}")
     origin = "cached" if cached else "now embedded"
     print(f"{datamodule.description}: {len(gallery):,} training images ({origin})")
-
-
-def show(
-    options: argparse.Namespace,
-    names: Sequence[str],
-    photos: Tensor,
-    gallery: Tensor,
-    distances: Tensor,
-    places: Tensor,
-    lines: Sequence[Neighbour],
-    datamodule: CIFAR10DataModule,
-) -> None:
-    """Print the table and write panel and CSV."""
-    rows, columns = min(len(names), SHOWN_QUERIES), min(options.k, SHOWN_NEIGHBOURS)
-    shown = places[:rows, :columns]
-    targets = datamodule.images_in("train")[1][datamodule.split.train]
-    panel = retrieval_panel(
-        photos[:rows].float() / 255,
-        gallery[shown].float() / 255,
-        [None] * rows,
-        targets[shown].tolist(),
-        distances[:rows, :columns].tolist(),
-        datamodule.class_names,
-        "your pictures, at the data set's 32x32 pixels",
-        query_names=short_names(names[:rows]),
-    )
-    picture = io.BytesIO()
-    Image.fromarray(panel.permute(1, 2, 0).numpy()).save(picture, "PNG")
-    table_path = options.out.with_suffix(".csv")
-    write_whole(options.out, picture.getvalue())
-    write_whole(table_path, as_csv(lines).encode())
-    table = Table("query", "rank", "index", "class", "distance")
-    for line in lines[: rows * options.k]:
-        table.add_row(*(str(cell) for cell in line[:4]), f"{line.distance:#.4g}", end_section=line.rank == options.k)
-    Console().print(table)
-    if (rows, columns) != (len(names), options.k):
-        print(f"shown: {rows} of {len(names)} queries; in the panel {columns} of {options.k} neighbours")
-    print(f"written: {options.out}, {table_path}")
 
 
 if __name__ == "__main__":

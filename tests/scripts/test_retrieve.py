@@ -25,7 +25,7 @@ from lightning_modules import AlexNetClassifier
 Fit = Callable[..., int]
 CKPT = Path("logs/alexnet-shapes10/version_0/checkpoints/best.ckpt")
 
-# -------------------------------------------------------------------------------------------------------------- photos
+# ---- photos ------------------------------------------------------------------------------------------------
 
 
 def pixels(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -153,10 +153,10 @@ def test_folders_are_sorted_and_what_is_skipped_is_said() -> None:
             list_photos([path])
 
 
-# --------------------------------------------------------------------------------------------------------------- panel
+# ---- panel -------------------------------------------------------------------------------------------------
 
 
-# ---------------------------------------------------------------------------------------------------------- whole runs
+# ---- whole runs --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -316,14 +316,15 @@ def test_the_panel_tells_pictures_of_one_name_apart(names: list[str], short: lis
         (["--query", "text.png"], "text.png: no picture"),
         (["--query", "empty"], "empty: no pictures in this folder"),
         (["--query", "bad"], "--query: no picture could be read (bad/a.png: no picture"),
-        (["--query", "a.png", "--k", "0"], "--k: 0 is below 1"),
-        (["--query", "a.png", "--k", "101"], "--k: 101, but"),
-        (["--query", "a.png", "--out", "a.jpg"], "--out: a.jpg does not end in .png"),
-        (["--query", "a.png", "--out", "no/a.png"], "--out: no/a.png can't be written"),
+        (["--query", "a.png", "--k", "0"], "--k: 0, expected 1 or more"),
+        (["--query", "a.png", "--k", "101"], "--k: 101, expected at most 100"),
+        (["--query", "a.png", "--out", "a.jpg"], "--out: a.jpg, expected a file that ends in .png"),
+        (["--query", "a.png", "--out", "no/a.png"], "--out: no/a.png, expected a file in a folder that is there"),
         (["--query", "a.png", "--ckpt_path", "nowhere.ckpt"], "--ckpt_path: nowhere.ckpt is no file"),
         (["--query", "a.png", "--ckpt_path", "text.png"], "text.png: can't be read as a checkpoint"),
         (["--query", "a.png", "--ckpt_path", "other.ckpt"], "other.ckpt: does not say which images"),
         (["--query", "a.png", "--ckpt_path", "newer.ckpt"], "newer.ckpt: its settings are not this version's"),
+        (["--query", "a.png", "--ckpt_path", "cifar10.ckpt", "--root", "empty"], "--root: no CIFAR-10 in"),
         (["--query"], "--query"),
         ([], "--query"),
     ],
@@ -340,6 +341,8 @@ def test_refusals_take_one_line(
     torch.save({**checkpoint, "CIFAR10DataModule": None}, "other.ckpt")
     newer = {**checkpoint["hyper_parameters"], "warp": 9}
     torch.save({**checkpoint, "hyper_parameters": newer}, "newer.ckpt")
+    data = {**checkpoint["datamodule_hyper_parameters"], "source": "cifar10", "download": False}
+    torch.save({**checkpoint, "datamodule_hyper_parameters": data}, "cifar10.ckpt")
     with pytest.raises(SystemExit) as exit_:
         retrieve.main(["--ckpt_path", str(CKPT), *words])
     assert exit_.value.code == 2
