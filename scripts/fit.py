@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
-from running.checks import batches_an_epoch, check_folders, check_resume, check_run
+from running.checkpoint import check_resume
+from running.checks import announce_data, batches_an_epoch, check_folders, check_run
 from running.cli import ExperimentCLI, one_line_errors, one_line_failures
-from running.report import announce_data, measured, report, summarise_fit
+from running.report import measured, report, summarise_fit
 
 from callbacks import LOOKS
 from callbacks.stop_and_resume import exit_status_of_signals

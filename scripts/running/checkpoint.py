@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import sys
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import torch
 
 from callbacks.checkpoints.files import DamagedCheckpointError, open_intact, previous
 from callbacks.checkpoints.progress import epochs_and_batches, trained_epochs
+from datamodules import CIFAR10DataModule
+from running.checks import batches_an_epoch
 from running.errors import refuse
 
 # A checkpoint brings its own data settings along, but not where the data lie or what follows from other settings.
@@ -123,3 +126,40 @@ class Checkpoint:
                     f"{self.path}: {key} is {shapes[0]} in the checkpoint and {shapes[1]} in the model. "
                     "Leave out --model flags and configs that change the network, or use another checkpoint."
                 )
+
+
+def check_resume(checkpoint: Checkpoint, trainer: Any, datamodule: CIFAR10DataModule) -> None:
+    """Refuse to go on from a checkpoint where that can't come to the unbroken run's end."""
+    epochs, done, steps = checkpoint.progress
+    path, limit = checkpoint.path, trainer.max_epochs or -1
+    if 0 <= limit < epochs:
+        refuse(
+            f"--trainer.max_epochs: {limit}, but {path} was trained for {epochs} epochs. Raise it, or test that run: "
+            f"python scripts/fit.py test --ckpt_path {checkpoint.best}"
+        )
+    if 0 <= limit == epochs or 0 <= trainer.max_steps <= steps:
+        print(f"nothing left to train: {path} was trained for {epochs} epochs, {steps} steps. On to the test.")
+        return
+    batch_size = checkpoint.settings["data"].get("batch_size", datamodule.batch_size)
+    if done and batch_size != datamodule.batch_size:
+        refuse(
+            f"--data.batch_size: {datamodule.batch_size}, but {path} was stopped within an epoch of batches of "
+            f"{batch_size}. Leave it as it was."
+        )
+    for schedule in checkpoint.contents.get("lr_schedulers", []):
+        left = steps_left(trainer, batches_an_epoch(trainer, datamodule), epochs, done, steps)
+        if "total_steps" in schedule and schedule["last_epoch"] + left > schedule["total_steps"]:
+            refuse(
+                f"--trainer.max_epochs: {left} more steps are more than the {schedule['total_steps']} that the "
+                f"one_cycle schedule in {path} was laid out for. Leave max_epochs and --data as they were, or choose "
+                "--model.schedule constant."
+            )
+
+
+def steps_left(trainer: Any, batches: int, epochs: int, done: int, steps: int) -> int:
+    """Optimiser steps that the trainer's limits leave, after so many epochs, batches of the next one, and steps."""
+    every = trainer.accumulate_grad_batches
+    limits = [trainer.max_steps - steps] if trainer.max_steps >= 0 else []
+    if (trainer.max_epochs or -1) >= 0:
+        limits.append((trainer.max_epochs - epochs) * math.ceil(batches / every) - done // every)
+    return min(limits, default=0)

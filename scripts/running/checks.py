@@ -1,4 +1,4 @@
-"""What can't work is refused before the first step, and before a run writes anything."""
+"""Before the first step: what can't work is refused, before a run writes anything, and its data are announced."""
 
 from __future__ import annotations
 
@@ -7,51 +7,68 @@ import os
 import tempfile
 from typing import Any, Literal, get_args
 
-from lightning import Trainer
 from lightning.pytorch.callbacks import Timer
 
+from callbacks.base import tensorboards
 from callbacks.stop_and_resume import model_checkpoints
 from datamodules import CIFAR10DataModule
+from datamodules.sources import count_overlap
 from lightning_modules import AlexNetClassifier
-from running.checkpoint import Checkpoint
-from running.errors import refuse
 
 Stage = Literal["train", "val", "test"]
 METRICS = [f"{stage}/{metric}" for stage in ("train", "val") for metric in ("loss", "top1", "top5")]
 
 
 def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifier) -> None:
-    """Refuse settings that leave nothing to train, or nothing to choose by.
+    """Refuse settings that leave nothing to train or nothing to choose by, or that Lightning would stumble over later.
 
     Raises:
         ValueError: With a line that names the flag.
     """
-    endless = (trainer.max_epochs or -1) < 0 and trainer.max_steps < 0
+    epochs, every, interval = trainer.max_epochs, trainer.check_val_every_n_epoch, trainer.val_check_interval
+    plateau, monitors = model.schedule == "plateau", [callback.monitor for callback in model_checkpoints(trainer)]
+    endless = (epochs or -1) < 0 and trainer.max_steps < 0
     timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # --trainer.max_time
-    if trainer.max_epochs == 0 or trainer.max_steps == 0:
-        raise ValueError("--trainer.max_epochs: 0 epochs train nothing. Choose 1 or more.")
-    if endless and not timed:
-        raise ValueError(f"--trainer.max_epochs: {trainer.max_epochs} never ends. Choose 1 or more.")
-    if endless and model.schedule == "one_cycle":
-        raise ValueError("--model.schedule: one_cycle needs to know its length. Set --trainer.max_epochs.")
-    if trainer.limit_train_batches == 0:
-        raise ValueError("--trainer.limit_train_batches: 0 batches train nothing. Choose more.")
-    _check_intervals(trainer, datamodule, model)
-    callbacks = model_checkpoints(trainer)
-    for callback in callbacks:
-        if callback.monitor not in (None, *METRICS):
-            raise ValueError(
-                f"--best_checkpoint.monitor: {callback.monitor!r} is not logged. Choose one of {', '.join(METRICS)}."
+    batches = batches_an_epoch(trainer, datamodule)
+    unknown = next((monitor for monitor in monitors if monitor not in (None, *METRICS)), None)
+    no_images = not len(datamodule.split.val)
+    no_val = no_images or trainer.limit_val_batches == 0
+    without = "--data.val_size: 0" if no_images else "--trainer.limit_val_batches: 0"
+    too_rare = isinstance(interval, int) and every is not None and interval > batches
+    too_often = isinstance(interval, int | float) and interval <= 0
+    wrong = {
+        "--trainer.max_epochs: 0 epochs train nothing. Choose 1 or more.": epochs == 0 or trainer.max_steps == 0,
+        f"--trainer.max_epochs: {epochs} never ends. Choose 1 or more.": endless and not timed,
+        "--model.schedule: one_cycle needs to know its length. Set --trainer.max_epochs.": (
+            endless and model.schedule == "one_cycle"
+        ),
+        "--trainer.limit_train_batches: 0 batches train nothing. Choose more.": trainer.limit_train_batches == 0,
+        **{
+            f"--trainer.limit_{stage}_batches: {_share(trainer, stage)} of an epoch is not one batch. Choose more.": (
+                0 < _share(trainer, stage) < 1 and not batches_an_epoch(trainer, datamodule, stage)
             )
-    if not len(datamodule.split.val) or trainer.limit_val_batches == 0:
-        no_val = "--trainer.limit_val_batches: 0" if len(datamodule.split.val) else "--data.val_size: 0"
-        if model.schedule == "plateau":
-            raise ValueError(f"{no_val} leaves plateau nothing to watch. Choose another --model.schedule.")
-        if any(callback.monitor for callback in callbacks):
-            raise ValueError(f"{no_val} leaves nothing to choose by. Set --best_checkpoint.monitor null too.")
+            for stage in get_args(Stage)
+            if not (stage == "val" and no_images)
+        },
+        **{
+            f"--trainer.{name}: {getattr(trainer, name)} is below 1. Choose 1 or more.": getattr(trainer, name, 1) < 1
+            for name in ("accumulate_grad_batches", "check_val_every_n_epoch")
+            if getattr(trainer, name) is not None
+        },
+        f"--trainer.val_check_interval: {interval}, but an epoch has {batches} batches. Choose 1 to {batches} of them, "
+        "or a part of the epoch such as 0.5.": too_rare or too_often,
+        f"--trainer.check_val_every_n_epoch: {every}, but plateau looks at the validation of every epoch. Set it to 1, "
+        "or choose another --model.schedule.": plateau and every != 1,
+        f"--best_checkpoint.monitor: {unknown!r} is not logged. Choose one of {', '.join(METRICS)}.": unknown,
+        f"{without} leaves plateau nothing to watch. Choose another --model.schedule.": no_val and plateau,
+        f"{without} leaves nothing to choose by. Set --best_checkpoint.monitor null too.": no_val and any(monitors),
+    }
+    for message, is_so in wrong.items():
+        if is_so:
+            raise ValueError(message)
 
 
-def batches_an_epoch(trainer: Trainer, datamodule: CIFAR10DataModule, stage: Stage = "train") -> int:
+def batches_an_epoch(trainer: Any, datamodule: CIFAR10DataModule, stage: Stage = "train") -> int:
     """Batches that come to each process, within the trainer's limits."""
     split = datamodule.split
     images = {"train": split.train, "val": split.val}.get(stage)
@@ -60,35 +77,9 @@ def batches_an_epoch(trainer: Trainer, datamodule: CIFAR10DataModule, stage: Sta
     return min(batches, share) if isinstance(share, int) else int(batches * share)
 
 
-def _share(trainer: Trainer, stage: Stage) -> int | float:
+def _share(trainer: Any, stage: Stage) -> int | float:
     share: int | float = getattr(trainer, f"limit_{stage}_batches")
     return share
-
-
-def _check_intervals(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifier) -> None:
-    """Refuse what Lightning would stumble over in the middle of the run, or after it."""
-    for stage in get_args(Stage):
-        share = _share(trainer, stage)
-        wanted = stage != "val" or datamodule.val_size
-        if 0 < share < 1 and not batches_an_epoch(trainer, datamodule, stage) and wanted:
-            raise ValueError(f"--trainer.limit_{stage}_batches: {share} of an epoch is not one batch. Choose more.")
-    for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
-        value = getattr(trainer, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--trainer.{name}: {value} is below 1. Choose 1 or more.")
-    every, interval = trainer.check_val_every_n_epoch, trainer.val_check_interval
-    batches = batches_an_epoch(trainer, datamodule)
-    too_long = isinstance(interval, int) and every is not None and interval > batches
-    if isinstance(interval, int | float) and (interval <= 0 or too_long):
-        raise ValueError(
-            f"--trainer.val_check_interval: {interval}, but an epoch has {batches} batches. Choose 1 to {batches} of "
-            "them, or a part of the epoch such as 0.5."
-        )
-    if model.schedule == "plateau" and every != 1:
-        raise ValueError(
-            f"--trainer.check_val_every_n_epoch: {every}, but plateau looks at the validation of every epoch. "
-            "Set it to 1, or choose another --model.schedule."
-        )
 
 
 def check_folders(trainer: Any) -> None:
@@ -103,49 +94,29 @@ def check_folders(trainer: Any) -> None:
     for folder, remedy in folders.items():
         if not folder or not trainer.is_global_zero or trainer.fast_dev_run:
             continue
+        verb = "made"
         try:
             os.makedirs(folder, exist_ok=True)
-        except OSError as error:
-            raise OSError(f"{folder}: can't be made ({error.strerror}). Set {remedy}.") from None
-        try:
+            verb = "written to"
             with tempfile.TemporaryFile(dir=folder):  # os.access would say yes to root on a read-only disk
                 pass
         except OSError as error:
-            raise OSError(f"{folder}: can't be written to ({error.strerror}). Set {remedy}.") from None
+            raise OSError(f"{folder}: can't be {verb} ({error.strerror}). Set {remedy}.") from None
 
 
-def check_resume(checkpoint: Checkpoint, trainer: Trainer, datamodule: CIFAR10DataModule) -> None:
-    """Refuse to go on from a checkpoint where that can't come to the unbroken run's end."""
-    epochs, done, steps = checkpoint.progress
-    path, limit = checkpoint.path, trainer.max_epochs or -1
-    if 0 <= limit < epochs:
-        refuse(
-            f"--trainer.max_epochs: {limit}, but {path} was trained for {epochs} epochs. Raise it, or test that run: "
-            f"python scripts/fit.py test --ckpt_path {checkpoint.best}"
-        )
-    if 0 <= limit == epochs or 0 <= trainer.max_steps <= steps:
-        print(f"nothing left to train: {path} was trained for {epochs} epochs, {steps} steps. On to the test.")
-        return
-    batch_size = checkpoint.settings["data"].get("batch_size", datamodule.batch_size)
-    if done and batch_size != datamodule.batch_size:
-        refuse(
-            f"--data.batch_size: {datamodule.batch_size}, but {path} was stopped within an epoch of batches of "
-            f"{batch_size}. Leave it as it was."
-        )
-    for schedule in checkpoint.contents.get("lr_schedulers", []):
-        left = steps_left(trainer, batches_an_epoch(trainer, datamodule), epochs, done, steps)
-        if "total_steps" in schedule and schedule["last_epoch"] + left > schedule["total_steps"]:
-            refuse(
-                f"--trainer.max_epochs: {left} more steps are more than the {schedule['total_steps']} that the "
-                f"one_cycle schedule in {path} was laid out for. Leave max_epochs and --data as they were, or choose "
-                "--model.schedule constant."
-            )
-
-
-def steps_left(trainer: Trainer, batches: int, epochs: int, done: int, steps: int) -> int:
-    """Optimiser steps that the trainer's limits leave, after so many epochs, batches of the next one, and steps."""
-    every = trainer.accumulate_grad_batches
-    limits = [trainer.max_steps - steps] if trainer.max_steps >= 0 else []
-    if (trainer.max_epochs or -1) >= 0:
-        limits.append((trainer.max_epochs - epochs) * math.ceil(batches / every) - done // every)  # type: ignore[operator]
-    return min(limits, default=0)
+def announce_data(trainer: Any, datamodule: CIFAR10DataModule) -> None:
+    """Say in the console and in TensorBoard's text tab which images the run is about to use."""
+    split, tests = datamodule.split, datamodule.images_in("test")[0]
+    text = (
+        f"{datamodule.description}: {len(split.train):,} images to train on, {len(split.val):,} to validate, "
+        f"{len(tests):,} to test"
+    )
+    train_images = datamodule.images_in("train")[0]
+    for name, images in (("test", tests), ("validation", train_images[split.val])):
+        common = count_overlap(train_images[split.train], images)
+        if common:
+            text += f"; {common:,} of the {len(images):,} {name} images are also among those to train on"
+    if trainer.is_global_zero:
+        print(f"data: {text}")
+    for logger in [] if trainer.fast_dev_run else tensorboards(trainer):
+        logger.experiment.add_text("data", text)

@@ -1,4 +1,4 @@
-"""What a run says about itself: its data at the start; at its end a table, ``summary.md`` and ``summary.json``."""
+"""What a run came to: a table, ``summary.md`` and ``summary.json``."""
 
 from __future__ import annotations
 
@@ -14,30 +14,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.base import run_folder, tensorboards
+from callbacks.base import run_folder
 from callbacks.checkpoints.files import write_whole
 from callbacks.run_history import METRICS, RunHistory
 from datamodules import CIFAR10DataModule
-from datamodules.sources import count_overlap
 from running.machine import processor, versions
-
-
-def announce_data(trainer: Trainer, datamodule: CIFAR10DataModule) -> None:
-    """Say in the console and in TensorBoard's text tab which images the run is about to use."""
-    split, tests = datamodule.split, datamodule.images_in("test")[0]
-    text = (
-        f"{datamodule.description}: {len(split.train):,} images to train on, {len(split.val):,} to validate, "
-        f"{len(tests):,} to test"
-    )
-    train_images = datamodule.images_in("train")[0]
-    for name, images in (("test", tests), ("validation", train_images[split.val])):
-        common = count_overlap(train_images[split.train], images)
-        if common:
-            text += f"; {common:,} of the {len(images):,} {name} images are also among those to train on"
-    if trainer.is_global_zero:
-        print(f"data: {text}")
-    for logger in [] if getattr(trainer, "fast_dev_run", False) else tensorboards(trainer):
-        logger.experiment.add_text("data", text)
 
 
 def summarise_fit(

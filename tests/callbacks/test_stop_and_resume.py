@@ -18,7 +18,7 @@ import torch
 from helpers.small import UNSEEN
 from helpers.small import small_net as small_net
 from lightning import Trainer
-from running.checks import steps_left
+from running.checkpoint import steps_left
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.checkpoints.files import damage, previous, sidecar
