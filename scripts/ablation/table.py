@@ -1,10 +1,10 @@
-"""What ablation runs come to: paired differences, verdicts by a stated rule, a table, plots. Pure, but for its end.
+"""What ablation runs come to: paired differences, verdicts by a stated rule, a table.
 
 A run is the mapping that ``ablate.py`` keeps of it in ``<variant>-seed<n>/summary.json``: ``fit.py``'s own summary with
-``variant``, ``seed``, ``settings``, ``changes``, ``flags``, ``jobs``, ``resumed`` and ``curves`` added. Accuracies are
-in ``[0, 1]``; a curve is a list of ``[epoch, value]``.
+``variant``, ``seed``, ``settings``, ``changes``, ``flags`` and ``jobs`` added. Accuracies are in ``[0, 1]``; its
+``history`` has an entry for each epoch.
 
-From top to bottom: the paper's claims, statistics, which runs can be compared, the table, the plots, files.
+From top to bottom: runs and which of them can be compared, statistics, the table.
 """
 
 from __future__ import annotations
@@ -16,63 +16,109 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-from callbacks.checkpoints.files import write_whole
+from ablation.claims import BASELINE, CLAIMS, NO_CLAIM, PAIRS, SPEEDS, TARGET, Claim
 
 Run = Mapping[str, Any]
-BASELINE = "baseline"
 
-# --------------------------------------------------------------------------------------------------- the paper's claims
+# ---- runs --------------------------------------------------------------------------------------------------
+
+NEEDED = ("variant", "seed", "settings", "changes", "flags", "jobs", "resumed", "history", "data", "images", "epochs")
 
 
-class Claim(NamedTuple):
-    """What the paper says about a variant.
+def read_summary(path: Path, needed: Sequence[str], remedy: str) -> dict[str, Any]:
+    """A ``summary.json`` with all that is needed of it.
 
-    Attributes:
-        section: Of the paper.
-        text: The claim.
-        figure: The paper's own figure for it, in points of ImageNet's top-1 unless it says otherwise.
-        sign: The sign of (variant - ``against``) that the claim predicts; 0 where the paper predicts none.
-        measure: What is compared: ``test_top1``; where the claim is about training's speed ``train_top1``, or the
-            ``epochs`` to 25 % training error. If a run never got there: ``train_top1``, with the other sign.
-        against: The variant that it is held against.
+    Raises:
+        ValueError: If it can't be read, or has not all of it; one line that names the file and ends with ``remedy``.
+        FileNotFoundError: If there is none.
     """
+    try:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: can't be read ({str(error).splitlines()[0]}). {remedy}.") from None
+    missing = [key for key in needed if not isinstance(run, dict) or run.get(key) is None]
+    if missing:
+        raise ValueError(f"{path}: has no {missing[0]}. {remedy}.")
+    return run
 
-    section: str
-    text: str
-    figure: str
-    sign: int
-    measure: str = "test_top1"
-    against: str = BASELINE
+
+def read_run(path: Path) -> dict[str, Any]:
+    """A run that ``ablate.py`` kept; raises as :func:`read_summary`."""
+    return read_summary(path, NEEDED, "Delete it, and ablate.py does the run again")
 
 
-CLAIMS: dict[str, Claim] = {
-    "no_lrn": Claim("3.3", "LRN helps", "1.4 points; CIFAR-10: 13 % → 11 % error", -1),
-    "no_overlap": Claim("3.4", "overlapping pooling helps", "0.4 points", -1),
-    "no_lighting": Claim("4.1", "PCA lighting helps", "over 1 point", -1),
-    "no_augmentation": Claim("4.1", "shifts and flips prevent overfitting", "no figure", -1),
-    "no_dropout": Claim("4.2", "dropout prevents overfitting", "no figure; twice the iterations", -1),
-    "no_groups": Claim("3.2", "two groups: no claim against this", "1.7 points, against half the kernels", 0),
-    "tanh": Claim("3.1", "ReLUs train faster than tanh", "several times", -1, "train_top1"),
-    "figure1_tanh": Claim(
-        "3.1, Fig. 1",
-        "unregularised, ReLUs train faster than tanh",
-        "CIFAR-10: 25 % training error in 1/6 of the epochs",
-        +1,
-        "epochs",
-        against="figure1_relu",
-    ),
-    "ten_crops": Claim("4.1", "ten crops beat one at the test", "1.5 points (39.0 % → 37.5 % error)", +1),
-}
-NO_CLAIM = Claim("-", "-", "-", 0)
-TARGET = 0.25  # Figure 1's training error
-SPEEDS = {"train_top1": ("train top-1", 0.01), "epochs": ("epochs to 25 %", 1.0)}  # measures of it, with their units
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """All runs under ``folder``, by name; raises as :func:`read_summary`."""
+    return [read_run(path) for path in sorted(folder.glob("*/summary.json"))]
 
-# ----------------------------------------------------------------------------------------------------------- statistics
+
+def first_difference(ours: Run, theirs: Run, but: Sequence[str] = ()) -> str | None:
+    """Say how two runs' recipes differ first, apart from the settings named in ``but``; None where they don't."""
+    if ours["flags"] != theirs["flags"]:
+        return f"flags {' '.join(theirs['flags']) or 'none'}, now {' '.join(ours['flags']) or 'none'}"
+    for key in sorted(ours["settings"].keys() | theirs["settings"].keys()):
+        now, then = (settings.get(key, "not set") for settings in (ours["settings"], theirs["settings"]))
+        if key not in but and now != then:
+            return f"{key} {then}, now {now}"
+    return None
+
+
+def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Leave out runs whose recipe is not the baseline's but for the variant's own changes, such as those of before.
+
+    Returns:
+        The runs that stay, and a line for each of the others.
+    """
+    baseline = min((run for run in runs if run["variant"] == BASELINE), key=lambda run: run["seed"], default=None)
+    kept, lines = [], []
+    for run in runs:
+        difference = baseline and first_difference(baseline, run, run["changes"])
+        if difference:
+            name = f"{run['variant']} seed {run['seed']}"
+            lines.append(f"left out: {name} has another recipe than the baseline: {difference}")
+        else:
+            kept.append(run)
+    return kept, lines
+
+
+def by_variant(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
+    """Runs by variant and seed; the baseline first, then in the order of :data:`CLAIMS`, then by name."""
+    order = [BASELINE, "figure1_relu", *CLAIMS]
+
+    def key(name: str) -> tuple[int, str]:
+        return (order.index(name) if name in order else len(order), name)
+
+    groups: dict[str, dict[int, Run]] = {name: {} for name in sorted({run["variant"] for run in runs}, key=key)}
+    for run in sorted(runs, key=lambda run: run["seed"]):
+        groups[run["variant"]][run["seed"]] = run
+    return groups
+
+
+def values_of(runs: Mapping[int, Run], measure: str) -> dict[int, float]:
+    """Seed -> value, where the run has one."""
+    values = {seed: epoch_reached(run) if measure == "epochs" else run.get(measure) for seed, run in runs.items()}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def curve_of(run: Run, name: str) -> dict[int, float]:
+    """Epoch -> value of ``name`` in the run's history, where it was measured; such as ``val_top1``."""
+    return {entry["epoch"]: entry[name] for entry in run["history"] if name in entry}
+
+
+def epoch_reached(run: Run, error: float = TARGET) -> float | None:
+    """When a run's training error came down to ``error``, in epochs, between two on a straight line; None: never."""
+    last: tuple[float, float] | None = None
+    for epoch, top1 in sorted(curve_of(run, "train_top1").items()):
+        found = 1 - top1
+        if found <= error:
+            return epoch if last is None else last[0] + (epoch - last[0]) * (last[1] - error) / (last[1] - found)
+        last = epoch, found
+    return None
+
+
+# ---- statistics --------------------------------------------------------------------------------------------
 
 # Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom. Beyond: the last, which is a little too careful.
 T95 = (
@@ -86,7 +132,6 @@ RULE = (
     "the same images, the same order. Every run is tested once, on the weights that were best on validation. The "
     "standard error is that of other seeds; another test set would add its own."
 )
-TOO_FEW = "too few seeds"
 
 
 class Paired(NamedTuple):
@@ -98,13 +143,7 @@ class Paired(NamedTuple):
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1), which is nan for one value.
-
-    Raises:
-        ValueError: If there are no values.
-    """
-    if not values:
-        raise ValueError("values must not be empty")
+    """Mean and sample standard deviation (n - 1), which is nan for one value; ValueError for none."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
@@ -125,7 +164,7 @@ def critical(seeds: int) -> float:
 def verdict(difference: Paired | None, sign: int) -> str:
     """Judge a difference by :data:`RULE`; where the claim predicts no sign, say what was seen."""
     if difference is None or difference.seeds < 2:
-        return TOO_FEW
+        return "too few seeds"
     clear = abs(difference.mean) > critical(difference.seeds) * difference.error
     if not sign:
         return f"no claim; {'higher' if difference.mean > 0 else 'lower'}" if clear else "no claim; no difference seen"
@@ -134,111 +173,7 @@ def verdict(difference: Paired | None, sign: int) -> str:
     return "confirmed" if difference.mean * sign > 0 else "contradicted"
 
 
-# ----------------------------------------------------------------------------------------------------- comparable runs
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config with dotted keys: ``{"model": {"lrn": False}}`` becomes ``{"model.lrn": False}``."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def first_difference(ours: Run, theirs: Run, but: Sequence[str] = ()) -> str | None:
-    """Say how two runs' recipes differ first, apart from the settings named in ``but``; None where they don't."""
-    if ours["flags"] != theirs["flags"]:
-        return f"flags {' '.join(theirs['flags']) or 'none'}, now {' '.join(ours['flags']) or 'none'}"
-    for key in sorted(ours["settings"].keys() | theirs["settings"].keys()):
-        now, then = (settings.get(key, "not set") for settings in (ours["settings"], theirs["settings"]))
-        if key not in but and now != then:
-            return f"{key} {then}, now {now}"
-    return None
-
-
-def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Leave out runs whose recipe is not the baseline's but for the variant's own changes, such as those of before.
-
-    Returns:
-        The runs that stay, and a line for each of the others.
-    """
-    baselines = sorted((run for run in runs if run["variant"] == BASELINE), key=lambda run: run["seed"])
-    if not baselines:
-        return list(runs), []
-    kept, lines = [], []
-    for run in runs:
-        difference = first_difference(baselines[0], run, run["changes"])
-        if difference is None:
-            kept.append(run)
-        else:
-            lines.append(
-                f"left out: {run['variant']} seed {run['seed']} has another recipe than the baseline: {difference}"
-            )
-    return kept, lines
-
-
-def by_variant(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
-    """Runs by variant and seed; the baseline first, then in the order of :data:`CLAIMS`, then by name."""
-    order = [BASELINE, "figure1_relu", *CLAIMS]
-
-    def key(name: str) -> tuple[int, str]:
-        return (order.index(name) if name in order else len(order), name)
-
-    groups: dict[str, dict[int, Run]] = {name: {} for name in sorted({run["variant"] for run in runs}, key=key)}
-    for run in sorted(runs, key=lambda run: run["seed"]):
-        groups[run["variant"]][run["seed"]] = run
-    return groups
-
-
-def values_of(runs: Mapping[int, Run], measure: str) -> dict[int, float]:
-    """Seed -> value, where the run has one."""
-    if measure == "epochs":
-        epochs = {seed: epoch_reached(run) for seed, run in runs.items()}
-        return {seed: epoch for seed, epoch in epochs.items() if epoch is not None}
-    return {seed: run[measure] for seed, run in runs.items() if run.get(measure) is not None}
-
-
-def epoch_reached(run: Run, error: float = TARGET) -> float | None:
-    """When a run's training error came down to ``error``, in epochs, between two on a straight line; None: never."""
-    last: tuple[float, float] | None = None
-    for epoch, top1 in sorted(run["curves"].get("train/top1", [])):
-        found = 1 - top1
-        if found <= error:
-            return epoch if last is None else last[0] + (epoch - last[0]) * (last[1] - error) / (last[1] - found)
-        last = epoch, found
-    return None
-
-
-# ------------------------------------------------------------------------------------------------------------ the table
-
-
-class Line(NamedTuple):
-    """A line of the table: text for each of its cells, in the order of :data:`HEADINGS`."""
-
-    variant: str
-    claim: str
-    seeds: str
-    train: str
-    val: str
-    test: str
-    difference: str
-    paper: str
-    verdict: str
-    time: str
-
-
-HEADINGS = Line(
-    "variant",
-    "section: claim",
-    "seeds",
-    "train top-1",
-    "val top-1",
-    "test top-1",
-    "difference ± standard error, points",
-    "the paper's",
-    "verdict",
-    "time a run",
-)
+# ---- the table ---------------------------------------------------------------------------------------------
 
 
 def percent(values: Sequence[float]) -> str:
@@ -265,48 +200,51 @@ def duration(seconds: Sequence[float]) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def compare(runs: Sequence[Run]) -> list[Line]:
+def judge(claim: Claim, ours: Mapping[int, Run], theirs: Mapping[int, Run]) -> str:
+    """The verdict on a claim; where it is about speed, with the difference that it rests on."""
+    measure, sign = claim.measure, claim.sign
+    if measure == "epochs" and any(len(values_of(runs, measure)) < len(runs) for runs in (ours, theirs)):
+        measure, sign = "train_top1", -sign
+    difference = paired_difference(values_of(ours, measure), values_of(theirs, measure))
+    if measure not in SPEEDS or difference is None:
+        return verdict(difference, sign)
+    what, unit = SPEEDS[measure]
+    return f"{verdict(difference, sign)} ({what}: {points(difference, unit)})"
+
+
+def compare(runs: Sequence[Run]) -> list[dict[str, str]]:
     """The table's lines, of runs that are comparable: the baseline, then every variant against what its claim names."""
-    groups = by_variant(runs)
-    lines = []
+    groups, lines = by_variant(runs), []
     for name, group in groups.items():
         claim = CLAIMS.get(name, NO_CLAIM)
         reference = groups.get(claim.against, {})
-        own = name in (BASELINE, "figure1_relu")  # compared with nothing
-        test = paired_difference(values_of(group, "test_top1"), values_of(reference, "test_top1"))
-        measure, sign = claim.measure, claim.sign
-        if measure == "epochs" and any(len(values_of(g, measure)) < len(g) for g in (group, reference)):
-            measure, sign = "train_top1", -sign
-        judged = paired_difference(values_of(group, measure), values_of(reference, measure))
-        judgement = verdict(judged, sign)
-        if measure in SPEEDS and judged is not None:
-            what, unit = SPEEDS[measure]
-            judgement += f" ({what}: {points(judged, unit)})"
+        train, val, test = (values_of(group, measure) for measure in ("train_top1", "val_top1", "test_top1"))
         against = "" if claim.against == BASELINE else f" (against {claim.against})"
-        lines.append(
-            Line(
-                name,
-                "-" if claim is NO_CLAIM else f"{claim.section}: {claim.text}",
-                str(len(group)),
-                percent(list(values_of(group, "train_top1").values())),
-                percent(list(values_of(group, "val_top1").values())),
-                percent(list(values_of(group, "test_top1").values())),
-                "-" if own else points(test) + against,
-                claim.figure,
-                "-" if own else judgement,
-                duration([run["seconds"] for run in group.values() if not run["resumed"]]),
-            )
-        )
+        difference = points(paired_difference(test, values_of(reference, "test_top1"))) + against
+        compared = name not in (BASELINE, "figure1_relu")  # these are what others are held against
+        line = {
+            "variant": name,
+            "section: claim": "-" if claim is NO_CLAIM else f"{claim.section}: {claim.text}",
+            "seeds": str(len(group)),
+            "train top-1": percent([*train.values()]),
+            "val top-1": percent([*val.values()]),
+            "test top-1": percent([*test.values()]),
+            "difference ± standard error, points": difference if compared else "-",
+            "the paper's": claim.figure,
+            "verdict": judge(claim, group, reference) if compared else "-",
+            "time a run": duration([run["seconds"] for run in group.values() if not run["resumed"]]),
+        }
+        lines.append(line)
     return lines
 
 
 def markdown(runs: Sequence[Run]) -> str:
     """The table, and under it what it is nothing without: data, recipe, rule, machine. Runs as for :func:`compare`."""
-    lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
-    lines += [f"| {' | '.join(cells)} |" for cells in compare(runs)]
-    notes = [_about(runs), RULE]
-    notes += [note for pair in PAIRS if (note := speed(by_variant(runs), *pair))]
-    return "\n".join([*lines, "", *(part for note in notes for part in (note, ""))]).rstrip() + "\n"
+    rows = compare(runs)
+    lines = [f"| {' | '.join(cells)} |" for cells in (rows[0], *(row.values() for row in rows))]
+    table = "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
+    speeds = [speed(by_variant(runs), relu, tanh) for relu, tanh in PAIRS]
+    return "\n\n".join([table, _about(runs), RULE, *(line for line in speeds if line)]) + "\n"
 
 
 def _about(runs: Sequence[Run]) -> str:
@@ -315,36 +253,11 @@ def _about(runs: Sequence[Run]) -> str:
     machines = sorted({str(run["machine"]) for run in runs})
     jobs = sorted({run["jobs"] for run in runs})
     text = f"{'; '.join(said)}. Machine: {'; '.join(machines)}; runs at a time: {', '.join(map(str, jobs))}."
-    resumed = sum(bool(run["resumed"]) for run in runs)
-    if resumed:
+    if resumed := sum(bool(run["resumed"]) for run in runs):
         text += f" Times are without the {resumed} runs that were stopped and went on."
-    flags = sorted({" ".join(run["flags"]) for run in runs} - {""})
-    if flags:
+    if flags := sorted({" ".join(run["flags"]) for run in runs} - {""}):
         text += f" Flags: `{'`, `'.join(flags)}`."
     return text + " Train top-1 is that of the last epoch, on augmented images with dropout where the variant has them."
-
-
-# ------------------------------------------------------------------------------------------------------------ the plots
-
-PAIRS = (("figure1_relu", "figure1_tanh"), (BASELINE, "tanh"))  # ReLU and tanh: Figure 1's own, and the ablation's
-
-
-class Curve(NamedTuple):
-    """Mean and standard deviation over seeds (0 for one seed) at each epoch that all seeds have."""
-
-    epochs: list[int]
-    mean: list[float]
-    std: list[float]
-
-
-def mean_curve(runs: Mapping[int, Run], tag: str) -> Curve | None:
-    """A tag's curve over seeds; None where no run has it."""
-    curves = [dict(map(tuple, run["curves"][tag])) for run in runs.values() if run["curves"].get(tag)]  # type: ignore[misc]
-    if not curves:
-        return None
-    epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
-    pairs = [mean_and_std([curve[epoch] for curve in curves]) for epoch in epochs]
-    return Curve(epochs, [mean for mean, _ in pairs], [0.0 if math.isnan(std) else std for _, std in pairs])
 
 
 def reached(runs: Mapping[int, Run]) -> tuple[float | None, str]:
@@ -367,148 +280,3 @@ def speed(groups: Mapping[str, Mapping[int, Run]], relu: str, tanh: str) -> str 
     if first is not None and second is not None:
         text += f"; {second / first:.1f} times as many, 6 in the paper"
     return text + "."
-
-
-def curves_figure(runs: Sequence[Run]) -> Figure | None:
-    """Validation top-1 over epochs: a small plot for each variant, with the baseline in grey; bands are ± one
-    standard deviation over seeds. None where no run has a curve."""
-    groups = by_variant(runs)
-    curves = {name: curve for name, group in groups.items() if (curve := mean_curve(group, "val/top1"))}
-    if not curves:
-        return None
-    names = [name for name in curves if name != BASELINE] or [BASELINE]
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
-    figure = _figure(3.6 * columns + 0.6, 2.5 * rows + 0.7)
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for place, axis in enumerate(axes.flat):
-        if place >= len(names):
-            axis.set_axis_off()
-            continue
-        name = names[place]
-        claim = CLAIMS.get(name, NO_CLAIM)
-        against = claim.against if name != claim.against else None
-        if against in curves and name != BASELINE:
-            _band(axis, curves[against], "0.45", f"{against} (n = {len(groups[against])})")
-        _band(axis, curves[name], "tab:blue", f"{name} (n = {len(groups[name])})")
-        axis.set_title(name, fontsize=10)
-        axis.legend(loc="lower right", fontsize=7, frameon=False)
-        axis.tick_params(labelbottom=place + columns >= len(names))
-        if place + columns >= len(names):
-            axis.set_xlabel("epoch")
-        if place % columns == 0:
-            axis.set_ylabel("validation top-1")
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.25)
-    figure.suptitle(f"Validation over epochs, mean ± standard deviation over seeds\n{_data(runs)}", fontsize=10)
-    return figure
-
-
-def figure1(runs: Sequence[Run]) -> Figure | None:
-    """The paper's Figure 1: training error over epochs, ReLU solid, tanh dashed, and where they reach 25 %.
-
-    Of ``figure1_relu`` and ``figure1_tanh`` if there are both, which are without regularisation like the paper's; else
-    of the baseline and ``tanh``; None where there is neither pair.
-
-    Source:
-        Krizhevsky et al. 2012, section 3.1 and Figure 1.
-    """
-    groups = by_variant(runs)
-    pair = next((pair for pair in PAIRS if all(mean_curve(groups.get(name, {}), "train/top1") for name in pair)), None)
-    if pair is None:
-        return None
-    figure = _figure(5.6, 4.2)
-    axis = figure.subplots()
-    last = 1
-    for name, label, style, colour in zip(pair, ("ReLU", "tanh"), ("-", "--"), ("tab:blue", "tab:red"), strict=True):
-        accuracy = mean_curve(groups[name], "train/top1")
-        assert accuracy is not None
-        error = Curve(accuracy.epochs, [1 - value for value in accuracy.mean], accuracy.std)
-        epoch, when = reached(groups[name])
-        _band(axis, error, colour, f"{label} ({name}, n = {len(groups[name])}): 25 % {when}", style)
-        if epoch is not None:
-            axis.axvline(epoch, color=colour, linestyle=":", linewidth=1)
-        last = max(last, *error.epochs)
-    axis.axhline(TARGET, color="0.3", linewidth=1)
-    axis.text(last, TARGET, "25 %", ha="right", va="bottom", fontsize=8, color="0.3")
-    axis.set(xlabel="epoch", ylabel="training error")
-    axis.set_ylim(bottom=0)
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(alpha=0.25)
-    axis.legend(fontsize=8, frameon=False)
-    how = "no regularisation" if pair == PAIRS[0] else "with dropout and augmentation, unlike the paper's"
-    axis.set_title(f"Figure 1: ReLU against tanh, {how}\n{_data(runs)}", fontsize=10)
-    return figure
-
-
-def _data(runs: Sequence[Run]) -> str:
-    return "; ".join(sorted({f"{run['data']}, {run['images']:,} images" for run in runs}))
-
-
-def _figure(width: float, height: float) -> Figure:
-    """A figure without pyplot's global state or a screen."""
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _band(axis: Axes, curve: Curve, colour: str, label: str, style: str = "-") -> None:
-    low, high = ([m + s * d for m, d in zip(curve.mean, curve.std, strict=True)] for s in (-1, 1))
-    marker = "o" if len(curve.epochs) == 1 else ""
-    axis.plot(curve.epochs, curve.mean, style, color=colour, label=label, linewidth=1.6, marker=marker)
-    axis.fill_between(curve.epochs, low, high, color=colour, alpha=0.2, linewidth=0)
-
-
-# ---------------------------------------------------------------------------------------------------------------- files
-
-NEEDED = ("variant", "seed", "settings", "changes", "flags", "jobs", "resumed", "curves", "data", "images", "epochs")
-
-
-def read_summary(path: Path, needed: Sequence[str], remedy: str) -> dict[str, Any]:
-    """A ``summary.json`` with all that is needed of it.
-
-    Raises:
-        ValueError: If it can't be read, or has not all of it; one line that names the file and ends with ``remedy``.
-        FileNotFoundError: If there is none.
-    """
-    try:
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: can't be read ({str(error).splitlines()[0]}). {remedy}.") from None
-    missing = [key for key in needed if not isinstance(run, dict) or run.get(key) is None]
-    if missing:
-        raise ValueError(f"{path}: has no {missing[0]}. {remedy}.")
-    return run
-
-
-def read_run(path: Path) -> dict[str, Any]:
-    """A run of ``ablate.py``'s.
-
-    Raises:
-        ValueError, FileNotFoundError: As :func:`read_summary`.
-    """
-    return read_summary(path, NEEDED, "Delete it, and ablate.py does the run again")
-
-
-def read_runs(folder: Path) -> list[dict[str, Any]]:
-    """All runs under ``folder``, by name.
-
-    Raises:
-        ValueError: As :func:`read_run`.
-    """
-    return [read_run(path) for path in sorted(folder.glob("*/summary.json"))]
-
-
-def write_comparison(folder: Path, runs: Sequence[Run]) -> list[Path]:
-    """Write ``table.md``, ``curves.png`` and ``figure1.png`` of comparable runs; which of them there are."""
-    write_whole(folder / "table.md", f"# Ablations\n\n{markdown(runs)}")
-    written = [folder / "table.md"]
-    for name, figure in (("curves.png", curves_figure(runs)), ("figure1.png", figure1(runs))):
-        if figure is not None:
-            figure.savefig(folder / name)
-            written.append(folder / name)
-    return written

@@ -1,0 +1,44 @@
+"""What the paper claims about its parts, each claim with the variant of the baseline that tests it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+BASELINE = "baseline"
+TARGET = 0.25  # Figure 1's training error
+PAIRS = (("figure1_relu", "figure1_tanh"), (BASELINE, "tanh"))  # ReLU and tanh: Figure 1's own, and the ablation's
+SPEEDS = {"train_top1": ("train top-1", 0.01), "epochs": ("epochs to 25 %", 1.0)}  # measures of it, with their units
+
+
+class Claim(NamedTuple):
+    """What the paper says about a variant."""
+
+    section: str
+    text: str
+    figure: str  # the paper's own, in points of ImageNet's top-1 unless it says otherwise
+    sign: int  # of (variant - against) as the claim predicts it; 0 where the paper predicts none
+    # What is compared. Where the claim is about training's speed: train_top1, or the epochs to 25 % training error, for
+    # which train_top1 with the other sign stands in if a run never got there.
+    measure: str = "test_top1"
+    against: str = BASELINE  # the variant that it is held against
+
+
+CLAIMS: dict[str, Claim] = {
+    "no_lrn": Claim("3.3", "LRN helps", "1.4 points; CIFAR-10: 13 % → 11 % error", -1),
+    "no_overlap": Claim("3.4", "overlapping pooling helps", "0.4 points", -1),
+    "no_lighting": Claim("4.1", "PCA lighting helps", "over 1 point", -1),
+    "no_augmentation": Claim("4.1", "shifts and flips prevent overfitting", "no figure", -1),
+    "no_dropout": Claim("4.2", "dropout prevents overfitting", "no figure; twice the iterations", -1),
+    "no_groups": Claim("3.2", "two groups: no claim against this", "1.7 points, against half the kernels", 0),
+    "tanh": Claim("3.1", "ReLUs train faster than tanh", "several times", -1, "train_top1"),
+    "figure1_tanh": Claim(
+        "3.1, Fig. 1",
+        "unregularised, ReLUs train faster than tanh",
+        "CIFAR-10: 25 % training error in 1/6 of the epochs",
+        +1,
+        "epochs",
+        against="figure1_relu",
+    ),
+    "ten_crops": Claim("4.1", "ten crops beat one at the test", "1.5 points (39.0 % → 37.5 % error)", +1),
+}
+NO_CLAIM = Claim("-", "-", "-", 0)

@@ -1,0 +1,68 @@
+"""What a sweep is to run: the configs of the variants, and the jobs that come of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from ablation.claims import BASELINE, CLAIMS
+from ablation.plan import choose, flatten, plan, state_of
+from helpers import ROOT
+
+ABLATIONS = ROOT / "configs" / "ablations"
+CHANGES = {
+    "no_lrn": {"model.lrn": False},
+    "no_overlap": {"model.overlap_pooling": False},
+    "no_lighting": {"data.lighting_std": 0},
+    "no_dropout": {"model.dropout": 0},
+    "tanh": {"model.activation": "tanh", "model.lr": 0.005},
+    "no_groups": {"model.groups": 1},
+    "no_augmentation": {"data.flip": False, "data.crop_size": 32, "data.crop_padding": 0},
+    "ten_crops": {"data.test_crops": 10},
+}
+
+
+def test_each_config_holds_what_differs_and_nothing_else() -> None:
+    found = {variant.name: variant for variant in choose(None, ABLATIONS / "baseline.yaml")}
+    assert {name: found[name].changes for name in CHANGES} == CHANGES
+    relu, tanh = found["figure1_relu"].changes, found["figure1_tanh"].changes
+    assert tanh.pop("model.lr") != relu.pop("model.lr")  # "chosen independently"
+    assert tanh == {**relu, "model.activation": "tanh"}
+    assert relu == {"model.dropout": 0, "model.weight_decay": 0, "data.lighting_std": 0} | CHANGES["no_augmentation"]
+    assert [name for name, variant in found.items() if variant.test_only] == ["ten_crops"]
+    assert found.keys() - {BASELINE, "figure1_relu"} == CLAIMS.keys()
+
+
+@pytest.mark.parametrize("name", [BASELINE, *CHANGES, "figure1_relu", "figure1_tanh"])
+def test_each_config_is_one_that_fit_takes(
+    fit: Callable[..., int], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    configs = ["-c", str(ABLATIONS / "baseline.yaml"), "-c", str(ABLATIONS / f"{name}.yaml")]
+    assert fit("fit", *configs, "--print_config", small=False) == 0
+    settings = flatten(yaml.safe_load(capsys.readouterr().out))
+    for key, value in CHANGES.get(name, {}).items():
+        assert settings[key] == value
+    assert settings["overview.enabled"] is False
+
+
+def test_what_a_claim_is_held_against_is_run_too() -> None:
+    chosen = choose(["figure1_tanh", "no_lrn", "baseline"], ABLATIONS / "baseline.yaml")
+    assert [variant.name for variant in chosen] == [BASELINE, "figure1_relu", "figure1_tanh", "no_lrn"]
+
+
+def test_a_plan_goes_seed_by_seed() -> None:
+    jobs = plan(choose(["tanh"], ABLATIONS / "baseline.yaml"), 2, ["--data.val_size", "7"], Path("out"), Path("logs"))
+    assert [str(job) for job in jobs] == ["baseline seed 0", "tanh seed 0", "baseline seed 1", "tanh seed 1"]
+    assert jobs[1].recipe["settings"] == {**jobs[0].recipe["settings"], "model.activation": "tanh", "model.lr": 0.005}
+    assert jobs[1].recipe["settings"]["trainer.log_every_n_steps"] == 10  # default.yaml's
+    assert jobs[1].recipe["flags"] == ["--data.val_size", "7"]
+
+
+def test_a_recipe_that_can_t_be_read_is_said() -> None:
+    (job,) = plan(choose([], ABLATIONS / "baseline.yaml"), 1, [], Path("out"), Path("logs"))
+    assert state_of(job) == "new"
+    job.folder.mkdir(parents=True)
+    (job.folder / "recipe.json").write_text("{")
+    assert state_of(job) == "logs/baseline/seed0/recipe.json: can't be read. Delete logs/baseline/seed0."

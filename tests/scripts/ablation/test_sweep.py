@@ -1,0 +1,206 @@
+"""The engine: what a run is given, what happens when whoever waits for it is lost, and a real Dask cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import ablate
+import pytest
+from ablation import plan
+from ablation.plan import choose
+from ablation.sweep import environments, finished, local_gpus, lock, run_job
+from helpers import ROOT
+from helpers.ablation import FAKE_FIT, SLOW_FIT, TINY, when
+
+ABLATIONS = ROOT / "configs" / "ablations"
+
+
+def taken(slots: SimpleQueue[dict[str, str]]) -> list[dict[str, str]]:
+    return [slots.get_nowait() for _ in range(slots.qsize())]
+
+
+def until(condition: Callable[[], Any], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_each_gpu_takes_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    devices = local_gpus([], {})
+    given = taken(environments(3, devices, {"CUDA_VISIBLE_DEVICES": "4,5"}))
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in given] == ["4", "5", "4"]
+    assert local_gpus(["--trainer.accelerator=cpu"], {}) == []
+    assert local_gpus(["--trainer.accelerator", "cpu"], {}) == []
+    assert local_gpus([], {"trainer.accelerator": "cpu"}) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local_gpus([], {}) == []
+
+
+def test_the_cores_are_shared_but_threads_that_the_user_chose_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    assert taken(environments(2, [], {})) == [{"OMP_NUM_THREADS": "3"}] * 2
+    assert taken(environments(2, [], {"OMP_NUM_THREADS": "7"})) == [{"OMP_NUM_THREADS": "7"}] * 2
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> plan.Job:
+    """The baseline, over a fit.py that only pretends."""
+    monkeypatch.setattr(plan, "FIT", FAKE_FIT)
+    return plan.plan(choose([], ABLATIONS / "baseline.yaml"), 1, [], Path("out"), Path("logs"))[0]
+
+
+def test_a_run_whose_process_is_still_at_work_is_waited_for(job: plan.Job) -> None:
+    pytest.importorskip("fcntl")
+    held = lock(Path("logs/baseline/.seed0.lock"))
+    assert held is not None
+    with ThreadPoolExecutor() as executor:
+        future = executor.submit(run_job, job, Path.cwd(), environments(1, [], os.environ))
+        time.sleep(0.5)
+        assert not job.folder.exists()
+        held.close()
+        summary = future.result(timeout=30)
+    assert summary is not None
+    assert summary["test_top1"] == 0.5
+
+
+ALONE = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = {path!r}
+from ablation import plan, sweep
+plan.FIT = Path({fit!r})
+job = plan.plan(plan.choose([], Path({baseline!r})), 1, [], Path("out"), Path("logs"))[0]
+sweep.run_job(job, Path.cwd(), sweep.environments(1, [], os.environ))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems don't tell a process that its parent is gone")
+def test_a_run_saves_and_stops_when_its_worker_is_killed_and_the_next_one_waits_for_that(job: plan.Job) -> None:
+    Path("hang-baseline-0").touch()
+    Path("deaf-baseline-0").touch()
+    script = ALONE.format(path=sys.path, fit=str(FAKE_FIT), baseline=str(ABLATIONS / "baseline.yaml"))
+    with subprocess.Popen([sys.executable, "-c", script]) as worker:
+        until(lambda: Path("hanging").exists() and Path("hanging").read_text())
+        worker.kill()
+    assert lock(Path("logs/baseline/.seed0.lock")) is None  # it takes a second to save
+    assert finished(job.folder) is None
+    summary = run_job(job, Path.cwd(), environments(1, [], os.environ))
+    assert summary is not None
+    assert summary["resumed"] == 1
+    assert Path("logs/baseline/seed0/version_0/checkpoints/last.ckpt").read_text() == "half"
+
+
+# ---- Dask ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start a part of a Dask cluster on this machine, whose address is in scheduler.json; it can't find the project."""
+    pytest.importorskip("distributed")
+    started: list[subprocess.Popen[bytes]] = []
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def start(part: str, name: str, *words: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "dask", part, "--scheduler-file", "scheduler.json", "--host", "127.0.0.1"]
+        with Path(f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [*command, "--no-dashboard", *words], stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+        started.append(process)
+        return process
+
+    start("scheduler", "scheduler", "--port", "0")
+    until(Path("scheduler.json").exists)
+    yield start
+    for process in reversed(started):
+        kill_worker(process)
+
+
+def kill_worker(nanny: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the nanny and to the worker that it would start again."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        family = [psutil.Process(nanny.pid), *psutil.Process(nanny.pid).children(recursive=True)]
+        for process in family:  # not fit.py, which is in a session of its own
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if os.getsid(process.pid) == os.getsid(nanny.pid):
+                    process.kill()
+    nanny.wait()
+
+
+def address() -> str:
+    found: str = json.loads(Path("scheduler.json").read_text())["address"]
+    return found
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_worker_that_is_killed_go_on_elsewhere(
+    cluster: Callable[..., subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "FIT", SLOW_FIT)
+    workers = [cluster("worker", f"worker{i}", "--nthreads", "1") for i in range(2)]
+    Path("base.yaml").write_text((ABLATIONS / "baseline.yaml").read_text().split("\nmodel:")[0])
+    last = [
+        Path(f"logs/ablations/{name}/seed0-shapes10/version_0/checkpoints/last.ckpt") for name in ("baseline", "tanh")
+    ]
+    when(lambda: all(path.exists() for path in last), lambda: kill_worker(workers[0]))
+    words = ["--seeds", "1", "--scheduler", address(), "--only", "tanh", "ten_crops", "--baseline", "base.yaml"]
+    with pytest.raises(SystemExit) as exit_:
+        ablate.main([*words, "--", *TINY, "--trainer.max_epochs=8"])
+    assert exit_.value.code == 0, Path("worker1.log").read_text()
+    runs = {path.parent.name: json.loads(path.read_text()) for path in Path("results/ablations").glob("*/summary.json")}
+    assert runs.keys() == {"baseline-seed0", "tanh-seed0", "ten_crops-seed0"}
+    assert workers[0].poll() is not None
+    assert Path("worker1.log").read_text().count(", going on from logs/ablations") == 1
+    assert sorted(run["resumed"] for run in runs.values()) == [0, 0, 1]
+    for name in ("baseline", "tanh"):
+        assert [entry["epoch"] for entry in runs[f"{name}-seed0"]["history"]] == list(range(1, 9))
+
+
+@pytest.mark.slow
+def test_ctrl_c_has_a_cluster_s_runs_save_and_stop(
+    cluster: Callable[..., subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(plan, "FIT", FAKE_FIT)
+    cluster("worker", "worker", "--nthreads", "2", "--resources", "GPU=1")
+    Path("hang-baseline-0").touch()
+    when(Path("hanging").exists, lambda: os.kill(os.getpid(), signal.SIGINT))
+    words = ["--seeds", "1", "--scheduler", address(), "--only", "tanh"]
+    with pytest.raises(SystemExit) as exit_:
+        ablate.main(words)
+    assert exit_.value.code == 130
+    assert Path("logs/ablations/baseline/seed0/version_0/checkpoints/last.ckpt").read_text() == "half"
+    assert "stopped: baseline seed 0" in capfd.readouterr().out
+    with pytest.raises(SystemExit) as exit_:
+        ablate.main(words)
+    assert exit_.value.code == 0
+    calls = [json.loads(line) for line in Path("calls.jsonl").read_text().splitlines()]
+    assert [(call["variant"], call["gpu"]) for call in calls] == [("baseline", "0"), ("baseline", "0"), ("tanh", "0")]
+    assert {call["threads"] for call in calls} == {None}  # not the 1 that Dask gives its workers
+
+
+@pytest.mark.slow
+def test_a_cluster_that_does_not_answer_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("distributed")
+    with pytest.raises(SystemExit) as exit_:
+        ablate.main(["--scheduler", "tcp://127.0.0.1:1"])
+    assert exit_.value.code == 2
+    complaint = capsys.readouterr().err.strip().splitlines()[-1]
+    assert complaint.startswith("error: --scheduler: tcp://127.0.0.1:1 (")
+    assert complaint.endswith("expected Dask's, with a worker. Start both.")

@@ -1,0 +1,180 @@
+"""What the runs of a sweep come to: statistics, verdicts by the rule, which runs are compared, the table."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+from ablation.claims import BASELINE
+from ablation.table import (
+    RULE,
+    Paired,
+    by_variant,
+    comparable,
+    compare,
+    critical,
+    epoch_reached,
+    markdown,
+    mean_and_std,
+    paired_difference,
+    speed,
+    verdict,
+)
+from helpers.ablation import a_run
+
+DIFFERENCE = "difference ± standard error, points"
+
+
+def test_means_and_differences_are_numpy_s() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(0.5, 0.02, 6), rng.normal(0.48, 0.02, 6)
+    mean, std = mean_and_std(list(ours))
+    assert mean == pytest.approx(np.mean(ours), rel=1e-12)
+    assert std == pytest.approx(np.std(ours, ddof=1), rel=1e-12)
+    # Seeds 0 to 5 against 2 to 7: four pairs.
+    found = paired_difference(dict(enumerate(ours)), {seed + 2: value for seed, value in enumerate(theirs)})
+    expected = ours[2:] - theirs[:4]
+    assert found is not None
+    assert found.seeds == 4
+    assert found.mean == pytest.approx(expected.mean(), rel=1e-12)
+    assert found.error == pytest.approx(expected.std(ddof=1) / 2, rel=1e-12)
+
+
+def test_one_seed_has_no_error_and_none_no_difference() -> None:
+    assert math.isnan(mean_and_std([0.5])[1])
+    assert math.isnan(paired_difference({1: 0.5}, {1: 0.4}).error)  # type: ignore[union-attr]
+    assert paired_difference({1: 0.5}, {2: 0.4}) is None
+    with pytest.raises(ValueError, match="at least one"):
+        mean_and_std([])
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 11, 31])
+def test_critical_values_leave_five_percent(seeds: int) -> None:
+    """Student's density, integrated; x = tan(u) brings the tails in."""
+    nu = seeds - 1
+    u = np.linspace(math.atan(critical(seeds)), math.pi / 2, 200_001)[:-1]
+    x = np.tan(u)
+    density = np.exp(math.lgamma((nu + 1) / 2) - math.lgamma(nu / 2)) / math.sqrt(nu * math.pi)
+    values = density * (1 + x**2 / nu) ** (-(nu + 1) / 2) * (1 + x**2)
+    assert 2 * float(((values[1:] + values[:-1]) / 2 * np.diff(u)).sum()) == pytest.approx(0.05, abs=3e-4)
+
+
+def test_many_seeds_take_the_last_critical_value() -> None:
+    assert critical(1000) == critical(31)
+
+
+@pytest.mark.parametrize(
+    ("difference", "sign", "judgement"),
+    [
+        (None, -1, "too few seeds"),
+        (Paired(-0.05, math.nan, 1), -1, "too few seeds"),
+        (Paired(-0.044, 0.01, 3), -1, "confirmed"),
+        (Paired(-0.042, 0.01, 3), -1, "not seen at this size"),  # 4.2 standard errors, 4.3 are wanted
+        (Paired(-0.042, 0.01, 5), -1, "confirmed"),
+        (Paired(0.044, 0.01, 3), -1, "contradicted"),
+        (Paired(0.044, 0.01, 3), +1, "confirmed"),
+        (Paired(0.0, 0.0, 3), -1, "not seen at this size"),
+        (Paired(-0.01, 0.0, 3), -1, "confirmed"),
+        (Paired(0.044, 0.01, 3), 0, "no claim; higher"),
+        (Paired(-0.044, 0.01, 3), 0, "no claim; lower"),
+        (Paired(-0.01, 0.01, 3), 0, "no claim; no difference seen"),
+    ],
+)
+def test_verdicts(difference: Paired | None, sign: int, judgement: str) -> None:
+    assert verdict(difference, sign) == judgement
+
+
+def test_the_table() -> None:
+    baseline, lrn = [0.50, 0.52, 0.51], [0.47, 0.50, 0.483]
+    runs = [a_run("no_lrn", seed, value) for seed, value in enumerate(lrn)]
+    runs += [a_run(BASELINE, seed, value, resumed=int(seed == 2)) for seed, value in enumerate(baseline)]
+    runs[-1]["seconds"] = 7.0  # of its second half: left out
+    runs += [a_run("mine", 0, 0.6)]
+    first, second, third = compare(runs)
+    assert first["variant"] == BASELINE
+    assert first["test top-1"] == f"51.00 ± {100 * statistics.stdev(baseline):.2f} %" == "51.00 ± 1.00 %"
+    assert first[DIFFERENCE] == first["verdict"] == "-"
+    assert first["time a run"] == "10 min 20 s"
+    differences = [a - b for a, b in zip(lrn, baseline, strict=True)]
+    error = statistics.stdev(differences) / 3**0.5
+    assert second[DIFFERENCE] == f"−{-100 * statistics.fmean(differences):.2f} ± {100 * error:.2f}"
+    assert second["verdict"] == "confirmed"
+    assert second["the paper's"] == "1.4 points; CIFAR-10: 13 % → 11 % error"
+    assert (third["variant"], third["section: claim"], third[DIFFERENCE], third["verdict"]) == (
+        "mine",
+        "-",
+        "+10.00",
+        "too few seeds",
+    )
+    text = markdown(runs)
+    assert "| no_lrn | 3.3: LRN helps | 3 |" in text
+    assert "CIFAR-10, 5,000 images, 2 epochs. Machine: a CPU; runs at a time: 1." in text
+    assert "without the 1 runs that were stopped" in text
+    assert RULE in text
+
+
+def test_tanh_is_judged_by_training() -> None:
+    runs = [a_run(BASELINE, seed, 0.5, [0.3, 0.6 + 0.001 * seed]) for seed in range(3)]
+    runs += [a_run("tanh", seed, 0.5, [0.2, 0.4]) for seed in range(3)]
+    line = compare(runs)[1]
+    assert line[DIFFERENCE] == "+0.00 ± 0.00"
+    assert line["verdict"] == "confirmed (train top-1: −20.10 ± 0.06)"
+
+
+def test_figure1_s_tanh_is_held_against_its_own_relu() -> None:
+    runs = [a_run(BASELINE, seed, 0.9) for seed in range(2)]
+    runs += [a_run("figure1_relu", seed, 0.5) for seed in range(2)]
+    runs += [a_run("figure1_tanh", seed, 0.4) for seed in range(2)]
+    lines = {line["variant"]: line for line in compare(runs)}
+    assert lines["figure1_tanh"][DIFFERENCE] == "−10.00 ± 0.00 (against figure1_relu)"
+    assert lines["figure1_relu"]["verdict"] == "-"
+    # Nobody comes to 25 %: the last epoch's training top-1 decides.
+    assert lines["figure1_tanh"]["verdict"] == "not seen at this size (train top-1: +0.00 ± 0.00)"
+
+
+def test_figure_1_is_judged_by_the_epochs_to_its_error() -> None:
+    """Both end at the same training error; tanh comes to 25 % half an epoch later."""
+    runs = [a_run("figure1_relu", seed, train=[0.5, 0.75, 0.9]) for seed in range(3)]
+    runs += [a_run("figure1_tanh", seed, train=[0.5, 0.6, 0.9]) for seed in range(3)]
+    assert compare(runs)[1]["verdict"] == "confirmed (epochs to 25 %: +0.50 ± 0.00)"
+    runs = [a_run("figure1_relu", seed, train=[0.5, 0.6, 0.9]) for seed in range(3)]
+    runs += [a_run("figure1_tanh", seed, train=[0.8, 0.85, 0.9]) for seed in range(3)]
+    assert compare(runs)[1]["verdict"] == "contradicted (epochs to 25 %: −1.50 ± 0.00)"
+    runs[-1] = a_run("figure1_tanh", 2, train=[0.5, 0.6, 0.7])  # one that never gets there
+    assert "train top-1" in compare(runs)[1]["verdict"]
+
+
+def test_runs_of_another_recipe_are_left_out() -> None:
+    good = [a_run(BASELINE, 0), a_run("no_lrn", 0), a_run("faster", 0, changes={"model.lr": 0.1})]
+    other = a_run("no_lrn", 1)
+    other["settings"]["model.lr"] = 0.03
+    flagged = a_run(BASELINE, 1, flags=["--data.subset_size", "10"])
+    kept, lines = comparable([*good, other, flagged])
+    assert kept == good
+    assert lines[0] == "left out: no_lrn seed 1 has another recipe than the baseline: model.lr 0.03, now 0.02"
+    assert "--data.subset_size 10, now none" in lines[1]
+
+
+def test_a_target_that_is_reached_is_said() -> None:
+    relu, tanh = a_run(BASELINE, 0, train=[0.5, 0.76, 0.9, 0.9]), a_run("tanh", 0, train=[0.3, 0.5, 0.7, 0.75])
+    assert [epoch_reached(run) for run in (relu, tanh)] == pytest.approx([1 + 0.25 / 0.26, 4])
+    assert speed(by_variant([relu, tanh]), BASELINE, "tanh") == (
+        "25 % training error (Figure 1): baseline after 2.0 epochs, tanh after 4.0 epochs; 2.0 times as many, "
+        "6 in the paper."
+    )
+
+
+def test_a_target_that_is_not_reached_is_said() -> None:
+    runs = [a_run(BASELINE, 0), a_run("tanh", 0)]
+    assert speed(by_variant(runs), BASELINE, "tanh") == (
+        "25 % training error (Figure 1): baseline never (within 2), tanh never (within 2)."
+    )
+    assert speed(by_variant(runs[:1]), BASELINE, "tanh") is None
+
+
+def test_an_epoch_that_was_not_measured_is_no_point_of_a_curve() -> None:
+    run = a_run("tanh", 0, train=[0.5, 0.6, 0.9])
+    del run["history"][1]["train_top1"]
+    assert epoch_reached(run) == pytest.approx(1 + 2 * 0.25 / 0.4)
