@@ -26,7 +26,7 @@ from typing import IO, Any, NamedTuple
 
 from ablation.claims import BASELINE
 from ablation.plan import Job, state_of
-from ablation.table import duration
+from ablation.table import duration, percent
 from callbacks.checkpoints.files import write_whole
 
 Slots = SimpleQueue[dict[str, str]]  # an environment for each run that may be at work on a machine
@@ -84,15 +84,14 @@ def lock(path: Path) -> IO[str] | None:
     """An open file that holds a lock; None where another process has it. Systems without ``flock`` do without."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
-    try:
+    with suppress(ModuleNotFoundError):
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    except ModuleNotFoundError:
-        pass
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return None
     return file
 
 
@@ -103,12 +102,8 @@ def run_job(job: Job, cwd: Path, slots: Slots | None = None) -> dict[str, Any] |
     """Do one run, from its last checkpoint if there is one: what the executor is given.
 
     The lock on the run's folder is its process's too. Where a worker was lost and its process is still at work, the
-    next worker waits until that has saved and stopped, or come to its end.
-
-    Args:
-        job: The run.
-        cwd: The folder in which ``ablate.py`` was started, to which the job's paths are relative.
-        slots: The environments that are free on this machine; None on a Dask worker, which has its own.
+    next worker waits until that has saved and stopped, or come to its end. The job's paths are relative to ``cwd``, in
+    which ``fit.py`` is started; ``slots`` are the free environments of this machine, None on a Dask worker.
 
     Returns:
         The run's summary; None if it was asked to stop.
@@ -360,9 +355,8 @@ class Sweep:
         (job.folder / COLLECTED).touch()
         self._clean(job)
         self.kept.append(job)
-        scores = [
-            f"{part} top-1 {100 * run[key]:.2f} %, " for part in ("val", "test") if run.get(key := f"{part}_top1")
-        ]
+        parts = [part for part in ("val", "test") if run.get(f"{part}_top1") is not None]
+        scores = [f"{part} top-1 {percent([run[f'{part}_top1']])}, " for part in parts]
         print(f"[{len(self.kept)}/{len(self.todo)}] {job}: {''.join(scores)}{duration([run['seconds']])}", flush=True)
         left = len(self.todo) - len(self.kept)
         if left and not (self.estimated or job.variant.test_only or run["resumed"]):
