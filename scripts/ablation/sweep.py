@@ -306,6 +306,7 @@ class Sweep:
             self._ask(signal.SIGTERM, None)
             raise
         finally:
+            self.engine.executor.shutdown(wait=False)
             for signum, handler in before.items():
                 signal.signal(signum, handler)
 
