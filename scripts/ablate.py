@@ -82,7 +82,8 @@ def main(words: Sequence[str] | None = None) -> None:
             raise ValueError(states[str(other[0])])
         print(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them done before, {len(todo)} to do", flush=True)
         if options.dry_run:
-            print(*(job.shown_command for job in todo), sep="\n")
+            for job in todo:
+                print(job.shown_command)
             raise SystemExit(0)
         options.out.mkdir(parents=True, exist_ok=True)
         held = lock(options.logs / ".lock")

@@ -209,12 +209,14 @@ class Engine(NamedTuple):
     executor: Executor
     room: Callable[[], int]  # how many runs it can do at a time now
     slots: Slots | None  # their environments; None where each worker has its own
+    close: Callable[[], object]
 
 
 def local_engine(jobs: int | None, gpus: Sequence[str]) -> Engine:
     """Threads of this process: ``jobs`` of them, or one for each GPU, or one."""
     count = jobs or max(1, len(gpus))
-    return Engine(ThreadPoolExecutor(count), lambda: count, environments(count, gpus, os.environ))
+    executor, slots = ThreadPoolExecutor(count), environments(count, gpus, os.environ)
+    return Engine(executor, lambda: count, slots, lambda: executor.shutdown(wait=False))
 
 
 def dask_engine(address: str) -> Engine:
@@ -246,7 +248,7 @@ def dask_engine(address: str) -> Engine:
 
     one_each = {"resources": {"GPU": 1}} if gpus() else {}
     room = gpus if one_each else lambda: sum(client.nthreads().values())
-    return Engine(client.get_executor(pure=False, **one_each), room, None)
+    return Engine(client.get_executor(pure=False, **one_each), room, None, client.close)
 
 
 def worker_slots() -> Slots:
@@ -306,7 +308,7 @@ class Sweep:
             self._ask(signal.SIGTERM, None)
             raise
         finally:
-            self.engine.executor.shutdown(wait=False)
+            self.engine.close()
             for signum, handler in before.items():
                 signal.signal(signum, handler)
 

@@ -125,10 +125,6 @@ def cluster() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     start("scheduler", "scheduler", "--port", "0")
     until(Path("scheduler.json").exists)
     yield start
-    from distributed import default_client
-
-    with suppress(ValueError):  # there is none where ablate.py was refused
-        default_client().close()
     for process in reversed(started):
         kill_worker(process)
 
