@@ -44,7 +44,7 @@ def test_each_config_is_one_that_fit_takes(
     settings = flatten(yaml.safe_load(capsys.readouterr().out))
     for key, value in CHANGES.get(name, {}).items():
         assert settings[key] == value
-    assert settings["overview.enabled"] is False
+    assert settings["looks"] is False
 
 
 def test_what_a_claim_is_held_against_is_run_too() -> None:
