@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import tables
+from helpers.ablation import a_run
 from running.markdown import between
 from tables import ORIGIN, data_name, recipe_name, without_seed
-from test_ablate import a_run
 
 README = "# Title\n\n<!-- results -->\nold\n<!-- /results -->\n\nThe end.\n"
 
