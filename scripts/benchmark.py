@@ -1,6 +1,6 @@
 """Measure this project against what people write instead, side by side, and against what the machine can do.
 
-python scripts/benchmark.py                                # all of it: about 20 minutes on two cores
+python scripts/benchmark.py                                # all of it: under half an hour on two cores
 python scripts/benchmark.py --only lrn step --json benchmark.json
 python scripts/benchmark.py --quick                        # toy sizes, to see that it works; no figures to quote
 
@@ -24,14 +24,13 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,45 +52,34 @@ from callbacks.pure.knn import nearest_neighbours
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNet, AlexNetClassifier, LocalResponseNorm
 
-SCRIPTS = Path(__file__).resolve().parent
-DEFAULT = yaml.safe_load((SCRIPTS.parent / "configs" / "default.yaml").read_text())
+FIT = str(Path(__file__).resolve().with_name("fit.py"))
+DEFAULT = yaml.safe_load(Path(FIT).parents[1].joinpath("configs", "default.yaml").read_text())
 PAPER = {"image_size": 224, "conv1_stride": 4}  # the network of 2012
+TINY = {"image_size": 24, "conv1_stride": 2}  # --quick's
 PRODUCT_SIZE = 2048  # a matrix product large enough to run at the cores' peak, or at what is left of it
 
 # ---- rows and turns ----------------------------------------------------------------------------------------
 
+Row = dict[str, Any]
 
-class Row(NamedTuple):
-    """A line of the table.
 
-    Attributes:
-        what: What is measured; with two spaces before it where it is a detail of the rows above.
-        ours: Our figure.
-        unit: Of both figures; a rate's ends with ``/s``.
-        peer: The other's figure; nan where there is none.
-        against: Whose it is.
+def row(what: str, ours: float, unit: str = "", peer: float = math.nan, against: str = "") -> Row:
+    """A line of the table and of the JSON file: our figure, the peer's, and how many times as fast we are, or as small.
+
+    ``what`` has two spaces before it where it is a detail of the rows above; a rate's ``unit`` ends with ``/s``;
+    ``against`` names the peer. A figure that is nan becomes None.
     """
-
-    what: str
-    ours: float
-    unit: str = ""
-    peer: float = math.nan
-    against: str = ""
-
-    @property
-    def ratio(self) -> float:
-        """How many times as fast we are, or as small; nan without a peer."""
-        if math.isnan(self.peer):
-            return math.nan
-        return self.ours / self.peer if self.unit.endswith("/s") else self.peer / self.ours
+    ratio = math.nan if math.isnan(peer) else ours / peer if unit.endswith("/s") else peer / ours
+    values = {"what": what, "ours": ours, "unit": unit, "peer": peer, "against": against, "ratio": ratio}
+    return {key: None if value != value else value for key, value in values.items()}
 
 
 class Lap(NamedTuple):
-    """One go of one contender: seconds, memory in MB at its peak and when it began, and what it gave, if anything."""
+    """One go of one contender: seconds, memory in MB at its peak and what it took of it, and its result, if any."""
 
     seconds: float
     peak: float = math.nan
-    start: float = math.nan
+    taken: float = math.nan
     value: Any = None
 
 
@@ -99,22 +87,22 @@ Job = Callable[[], Lap]
 
 
 def timed(work: Callable[[], Any]) -> Lap:
-    """Run ``work`` once. Memory is that of the whole process, where the system tells (Linux)."""
-    start_memory = memory_mb("VmRSS")
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
-    except OSError:
-        start_memory = math.nan
-    start = time.perf_counter()
+    """Run ``work`` once. Memory is that of the whole process."""
+    held, start = peak_memory(anew=True), time.perf_counter()
     value = work()
-    return Lap(time.perf_counter() - start, memory_mb("VmHWM"), start_memory, value)
+    end, peak = time.perf_counter(), peak_memory()
+    return Lap(end - start, peak, peak - held, value)
 
 
-def memory_mb(field: str) -> float:
-    """``VmRSS``, the memory that this process holds now, or ``VmHWM``, its peak, in MB; nan where there is no /proc."""
-    status = Path("/proc/self/status")
-    kilobytes = re.search(rf"{field}:\s+(\d+)", status.read_text()) if status.exists() else None
-    return int(kilobytes[1]) * 1024 / 1e6 if kilobytes else math.nan
+def peak_memory(anew: bool = False) -> float:
+    """The most that this process has held so far, in MB, or holds now if ``anew``; nan where there is no /proc."""
+    try:
+        if anew:
+            Path("/proc/self/clear_refs").write_text("5")
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return math.nan
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
 
 def timed_by_torch(work: Callable[[], Any]) -> Job:
@@ -125,91 +113,74 @@ def timed_by_torch(work: Callable[[], Any]) -> Job:
     return lambda: Lap(timer.blocked_autorange().median)
 
 
-def take_turns(jobs: dict[str, Job], rounds: int) -> dict[str, Lap]:
-    """Let each job have a go, then each a second one, and so on; the median seconds and the highest peak of each."""
-    laps: dict[str, list[Lap]] = defaultdict(list)
-    for _ in range(rounds):
-        for name, job in jobs.items():
-            laps[name].append(job())
-    return {
-        name: ran[-1]._replace(seconds=statistics.median(lap.seconds for lap in ran), peak=max(lap.peak for lap in ran))
-        for name, ran in laps.items()
-    }
+def apart(make: Callable[..., Job], keep: bool = True, **settings: Any) -> Job:
+    """The job ``make(**settings)``, in a new process at each turn: with an allocator and a peak of memory of its own.
 
-
-@contextmanager
-def contender(make: Callable[..., Job], keep: bool = True, **settings: Any) -> Iterator[Job]:
-    """``make(**settings)`` in a process of its own, which waits between its turns.
-
-    Of its own, because a process has one allocator and one peak of memory.
-
-    Args:
-        make: Builds what is to be run; a function at the top of a module.
-        keep: Keep freed memory, as ``fit.py`` does; False leaves glibc's defaults, as a user's script would.
-        settings: For ``make``.
+    ``keep``: freed memory stays with it, as in ``fit.py``; else glibc's defaults hold, as in a user's script.
     """
-    spawn = multiprocessing.get_context("spawn")  # a fresh process: a fork would inherit the allocator's settings
-    with ProcessPoolExecutor(1, spawn) as process:
 
-        def ask(work: Callable[..., Any], *arguments: Any) -> Any:
+    def go() -> Lap:
+        spawn = multiprocessing.get_context("spawn")  # a fork would inherit the allocator's settings
+        with ProcessPoolExecutor(1, spawn) as process:
             try:
-                return process.submit(work, *arguments).result()
+                return process.submit(_build_and_go, make, keep, settings).result()
             except BrokenProcessPool:
                 raise RuntimeError(f"{make.__name__}: its process ended, perhaps for want of memory") from None
 
-        ask(_build, make, keep, settings)  # nobody is measured while another is being built
-        yield lambda: ask(_go)
+    return go
 
 
-@contextmanager
-def contenders(by_name: dict[str, dict[str, Any]]) -> Iterator[dict[str, Job]]:
-    """Several at a time: by their name the arguments of :func:`contender`, and their jobs."""
-    with ExitStack() as stack:
-        yield {name: stack.enter_context(contender(**arguments)) for name, arguments in by_name.items()}
-
-
-def _build(make: Callable[..., Job], keep: bool, settings: dict[str, Any]) -> None:
-    global _job
+def _build_and_go(make: Callable[..., Job], keep: bool, settings: dict[str, Any]) -> Lap:
     multiprocessing.set_start_method(None, force=True)  # workers are to start as they do in a user's own script
     if keep:
         keep_memory()
     torch.manual_seed(0)
-    _job = make(**settings)
+    return make(**settings)()
 
 
-def _go() -> Lap:
-    return _job()
+def take_turns(jobs: dict[str, Job], rounds: int) -> dict[str, Lap]:
+    """Let each job have a go, then each a second one, and so on; the median seconds and the highest peak of each."""
+    goes = [{name: job() for name, job in jobs.items()} for _ in range(rounds)]
+
+    def combined(laps: list[Lap]) -> Lap:
+        seconds, peaks, taken, values = zip(*laps, strict=True)
+        return Lap(statistics.median(seconds), max(peaks), max(taken), values[-1])
+
+    return {name: combined([laps[name] for laps in goes]) for name in jobs}
 
 
-_job: Job  # in a contender's process
+def versus(what: str, unit: str, laps: dict[str, Lap], figure: Callable[[Lap], float]) -> list[Row]:
+    """A row for each lap but the first, which is ours: the figures of both."""
+    (_, ours), *others = laps.items()
+    return [row(what, figure(ours), unit, figure(lap), name) for name, lap in others]
+
 
 # ---- 1. local response normalization alone -----------------------------------------------------------------
+
+
+def forward_backward(layer: nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer's output, and the gradient of its input."""
+    out = layer(x)
+    return out.detach(), torch.autograd.grad(out, x, grad)[0]
 
 
 def lrn_rows(
     batch: int = 64, sizes: Iterable[tuple[str, int, int]] = (("conv1", 96, 55), ("conv2", 256, 27)), rounds: int = 9
 ) -> list[Row]:
     """Forward and backward at conv1's and conv2's sizes, ours against ``nn.LocalResponseNorm``, in both layouts."""
-    layers = {"ours": LocalResponseNorm(), "peer": nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)}
+    layers = {"ours": LocalResponseNorm(), "`nn.LocalResponseNorm`": nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0)}
+    layouts = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
     rows = []
-    for (name, channels, size), last in itertools.product(sizes, (False, True)):
-        x = torch.randn(batch, channels, size, size).relu().mul_(5)
-        x = x.to(memory_format=torch.channels_last if last else torch.contiguous_format).requires_grad_()
+    for (name, channels, size), (layout, memory_format) in itertools.product(sizes, layouts.items()):
+        x = torch.randn(batch, channels, size, size).relu().mul_(5).to(memory_format=memory_format).requires_grad_()
         grad = torch.randn_like(x)  # in x's layout
-
-        def run(layer: nn.Module, x: Tensor = x, grad: Tensor = grad) -> tuple[Tensor, Tensor]:
-            out = layer(x)
-            return out.detach(), torch.autograd.grad(out, x, grad)[0]
-
-        pairs = zip(*map(run, layers.values()), strict=True)
+        runs = {whose: partial(forward_backward, layer, x, grad) for whose, layer in layers.items()}
+        pairs = zip(*(run() for run in runs.values()), strict=True)
         difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
-        laps = take_turns({name: timed_by_torch(partial(run, layer)) for name, layer in layers.items()}, rounds)
-        ours, peer = (1e3 * lap.seconds for lap in laps.values())
-        shape = f"{batch} x {channels} x {size} x {size}, {'channels_last' if last else 'NCHW'}"
-        rows += [
-            Row(f"LRN, forward and backward, {name}'s {shape}", ours, "ms", peer, "`nn.LocalResponseNorm`"),
-            Row("  largest difference, of the largest value", difference),
-        ]
+        laps = take_turns({whose: timed_by_torch(run) for whose, run in runs.items()}, rounds)
+        what = f"LRN, forward and backward, {name}'s {batch} x {channels} x {size} x {size}, {layout}"
+        rows += versus(what, "ms", laps, lambda lap: 1e3 * lap.seconds)
+        rows.append(row("  largest difference, of the largest value", difference))
     return rows
 
 
@@ -246,21 +217,18 @@ def training_step(
         model = AlexNetClassifier(**{"schedule": "constant", **settings})
         net, optimizer = model.net, model.configure_optimizers()
 
-    def plain_step() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(net(images), targets)
+    def step() -> Tensor:
+        if plain:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(images), targets)
+        else:
+            loss = F.nll_loss(model.log_probabilities(images), targets)
+            optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return loss.detach()
 
-    def our_step() -> Tensor:
-        loss = F.nll_loss(model.log_probabilities(images), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return net, plain_step if plain else our_step
+    return net, step
 
 
 def make_step(plain: bool, batch: int, steps: int = 1, **settings: Any) -> Job:
@@ -273,25 +241,24 @@ def make_step(plain: bool, batch: int, steps: int = 1, **settings: Any) -> Job:
 
 def step_rows(batch: int = 128, rounds: int = 5, **network: Any) -> list[Row]:
     """A full step: ours against the plain one, against ours without LRN, and against the cores' peak."""
-    size = {**PAPER, **network}
-    ours = {"make": make_step, "plain": False, "batch": batch, **size}
-    plain = {**ours, "plain": True}
-    product = torch.randn(2, PRODUCT_SIZE, PRODUCT_SIZE)
-    # In two groups: all at once would take 15 GB.
-    with contenders(
-        {"ours": ours, "plain PyTorch": {**plain, "keep": False}, "ours without LRN": {**ours, "lrn": False}}
-    ) as jobs:
-        laps = take_turns(jobs, rounds)
-    kept = {"plain PyTorch, freed memory kept": plain, "ours, freed memory given back": {**ours, "keep": False}}
-    with contenders(kept) as jobs:
-        laps |= take_turns({**jobs, "product": timed_by_torch(lambda: torch.mm(*product))}, rounds)
-    mine, peak = laps.pop("ours"), PRODUCT_SIZE**3 / 1e9 / laps.pop("product").seconds
-    work = multiply_adds(batch, **size) / 1e9
-    what = f"training step, {size['image_size']} pixels, batch {batch}"
+    settings = {"batch": batch, **PAPER, **network}
+    matrices = torch.randn(2, PRODUCT_SIZE, PRODUCT_SIZE)
+    jobs = {
+        "ours": apart(make_step, plain=False, **settings),
+        "plain PyTorch": apart(make_step, keep=False, plain=True, **settings),
+        "ours without LRN": apart(make_step, plain=False, lrn=False, **settings),
+        "plain PyTorch, freed memory kept": apart(make_step, plain=True, **settings),
+        "ours, freed memory given back": apart(make_step, keep=False, plain=False, **settings),
+        "product": timed_by_torch(partial(torch.mm, *matrices)),
+    }
+    laps = take_turns(jobs, rounds)
+    peak = PRODUCT_SIZE**3 / 1e9 / laps.pop("product").seconds
+    work = multiply_adds(**settings) / 1e9
+    rate = work / laps["ours"].seconds
     return [
-        *(Row(what, mine.seconds, "s", lap.seconds, name) for name, lap in laps.items()),
-        *(Row("  its peak of memory", mine.peak, "MB", lap.peak, name) for name, lap in laps.items()),
-        Row(f"  multiply-adds ({rounded(work)} G) a second", work / mine.seconds, "G/s", peak, "a matrix product"),
+        *versus(f"training step, {settings['image_size']} pixels, batch {batch}", "s", laps, lambda lap: lap.seconds),
+        *versus("  its peak of memory", "MB", laps, lambda lap: lap.peak),
+        row(f"  multiply-adds ({rounded(work)} G) a second", rate, "G/s", peak, "a matrix product"),
     ]
 
 
@@ -322,21 +289,12 @@ def plain_lighting(axes: Tensor, image: Tensor) -> Tensor:
     return image + (axes @ (torch.randn(3) * 0.1))[:, None, None]
 
 
-class Noise(CIFAR10DataModule):
-    """Our DataModule on images of noise: what they show takes no part in the time."""
-
-    def images_in(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
-        """The same images whenever they are asked for."""
-        number, draws = self.subset_size or 0, torch.Generator().manual_seed(0)
-        images = torch.randint(256, (number, 3, 32, 32), generator=draws, dtype=torch.uint8)
-        return images, torch.arange(number) % 10
-
-
 def plain_loader(module: CIFAR10DataModule) -> DataLoader[Any]:
     """A training DataLoader for the same batches as the module's, as people write it."""
     from torchvision.transforms import v2
 
-    images, targets = module.images_in("train")
+    chosen = module.split.train
+    images, targets = (whole[chosen] for whole in module.images_in("train"))
     mean, std, eigvecs, eigvals = module.statistics
     transform = v2.Compose(
         [
@@ -354,8 +312,8 @@ def plain_loader(module: CIFAR10DataModule) -> DataLoader[Any]:
 
 
 def make_pipeline(plain: bool, images: int, batch: int, skip: int, **data: Any) -> Job:
-    """An epoch of ``images``, timed after batch ``skip``, when workers have started and queues are full."""
-    module = Noise(source="shapes10", subset_size=images, val_size=0, batch_size=batch, **data)
+    """A second epoch of ``images``, timed after batch ``skip``, when workers have started and queues are full."""
+    module = CIFAR10DataModule(source="shapes10", subset_size=images, val_size=0, batch_size=batch, **data)
     loader = plain_loader(module) if plain else module.train_dataloader()
 
     def epoch() -> Lap:
@@ -366,6 +324,7 @@ def make_pipeline(plain: bool, images: int, batch: int, skip: int, **data: Any) 
                 start = time.perf_counter()
         return Lap((time.perf_counter() - start) / (images - skip * batch))  # seconds an image
 
+    epoch()
     return epoch
 
 
@@ -376,12 +335,12 @@ def pipeline_rows(
     rows = []
     for size in sizes:
         crop = {"crop_size": 28} if size == 224 else {"crop_size": 32, "crop_padding": 4}  # paper.yaml, default.yaml
-        ours = {"make": make_pipeline, "plain": False, "images": images, "batch": batch, "image_size": size, "skip": 4}
-        ours |= crop
-        with contenders({"ours": ours, "peer": {**ours, "plain": True, "keep": False}}) as jobs:
-            take_turns(jobs, 1)
-            rate, plain = (1 / lap.seconds for lap in take_turns(jobs, rounds).values())
-        rows.append(Row(f"input to {size} pixels", rate, "images/s", plain, "torchvision v2 with two workers"))
+        settings: dict[str, Any] = {"images": images, "batch": batch, "skip": 4, "image_size": size, **crop}
+        jobs = {
+            "ours": apart(make_pipeline, plain=False, **settings),
+            "torchvision v2 with two workers": apart(make_pipeline, keep=False, plain=True, **settings),
+        }
+        rows += versus(f"input to {size} pixels", "images/s", take_turns(jobs, rounds), lambda lap: 1 / lap.seconds)
     return rows
 
 
@@ -403,37 +362,38 @@ class StepClock(Callback):
             raise SystemExit(0)
 
 
-def run_fit(steps: int, *words: str) -> tuple[float, list[float]]:
-    """Run ``fit.py`` on shapes10 for some steps, as a user would, with a StepClock: its start, and each step's end."""
+def run_fit(steps: int, network: dict[str, Any], batch: int = 128) -> list[float]:
+    """Run ``fit.py`` on shapes10 for some steps, as a user would: the times of its start and of each step's end."""
     with tempfile.TemporaryDirectory() as folder:
         clock = Path(folder, "clock.json")
-        command = [
-            *(sys.executable, str(SCRIPTS / "fit.py"), "--data.source=shapes10"),
-            *(f"--trainer.logger.init_args.save_dir={folder}", *words),
-            *("--trainer.callbacks+=benchmark.StepClock", f"--trainer.callbacks.init_args.path={clock}"),
-            f"--trainer.callbacks.init_args.steps={steps}",
-        ]
+        flags = {f"model.{key}": value for key, value in network.items()} | {
+            "data.source": "shapes10",
+            "data.batch_size": batch,
+            "trainer.logger.init_args.save_dir": folder,
+            "trainer.callbacks+": "benchmark.StepClock",
+            "trainer.callbacks.init_args.path": clock,
+            "trainer.callbacks.init_args.steps": steps,
+        }
+        command = [sys.executable, FIT, *(f"--{key}={value}" for key, value in flags.items())]
         start = time.time()
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode or not clock.exists():
             raise RuntimeError(f"fit.py ended with status {done.returncode}: {done.stderr.strip()[-300:]}")
-        return start, json.loads(clock.read_text())
+        return [start, *json.loads(clock.read_text())]
 
 
 def loop_rows(rounds: int = 5, skip: int = 5, steps: int = 20, batch: int = 128, **network: Any) -> list[Row]:
     """``fit.py``'s loop after ``skip`` steps, at default.yaml's size, against the bare loop on one batch in memory."""
     settings = {**DEFAULT["model"], "schedule": "constant", **network}
-    words = [f"--data.batch_size={batch}", *(f"--model.{key}={value}" for key, value in network.items())]
 
     def whole() -> Lap:
-        _, ends = run_fit(skip + steps, *words)
-        return Lap(ends[-1] - ends[skip - 1])
+        times = run_fit(skip + steps, network, batch)
+        return Lap(times[-1] - times[skip])
 
-    with contender(make_step, plain=False, batch=batch, steps=steps, **settings) as bare:
-        laps = take_turns({"ours": whole, "bare": bare}, rounds)
-    ours, peer = (steps * batch / lap.seconds for lap in laps.values())
+    bare = apart(make_step, plain=False, batch=batch, steps=steps, **settings)
+    laps = take_turns({"ours": whole, "the bare loop on one batch": bare}, rounds)
     what = f"`fit.py`'s loop at {settings['image_size']} pixels"
-    return [Row(what, ours, "images/s", peer, "the bare loop on one batch")]
+    return versus(what, "images/s", laps, lambda lap: steps * batch / lap.seconds)
 
 
 # ---- 5. retrieval ------------------------------------------------------------------------------------------
@@ -479,21 +439,20 @@ def retrieval_rows(
     peers = [package for package in PEERS if importlib.util.find_spec(package)]
     if len(peers) < len(PEERS):
         print("retrieval: a peer is missing; pip install -e '.[benchmark]'", file=sys.stderr)
-    settings = {"make": make_search, "queries": queries, "gallery": gallery, "width": width, "k": k, "keep": False}
-    with contenders({method: {**settings, "method": method} for method in ("ours", *peers)}) as jobs:
-        # Memory by the first go alone: what it and our check afterwards leave in the heap would blur the next.
-        memory = {name: max(1.0, lap.peak - lap.start) for name, lap in take_turns(jobs, 1).items()}
-        laps = take_turns(jobs, rounds)
-    ours, rows = laps.pop("ours"), []
-    what = f"retrieval, {queries:,} x {gallery:,} x {width}, k = {k}"
-    for name, peer in laps.items():
+    settings: dict[str, Any] = {"queries": queries, "gallery": gallery, "width": width, "k": k, "keep": False}
+    laps = take_turns({method: apart(make_search, method=method, **settings) for method in ("ours", *peers)}, rounds)
+    places, distances = laps["ours"].value
+    rows = []
+    for package in peers:
+        pair = {"ours": laps["ours"], PEERS[package]: laps[package]}
+        peer_places, peer_distances = laps[package].value
         # Sorted: where a peer's rounding swaps two neighbours, its later place holds the nearer one.
-        no_farther = ours.value[1] <= np.sort(peer.value[1], axis=1) * (1 + 1e-9)
+        no_farther = distances <= np.sort(peer_distances, axis=1) * (1 + 1e-9)
         rows += [
-            Row(what, ours.seconds, "s", peer.seconds, PEERS[name]),
-            Row("its memory above the inputs", memory["ours"], "MB", memory[name], PEERS[name]),
-            Row("  places with the peer's very neighbour", 100 * float((ours.value[0] == peer.value[0]).mean()), "%"),
-            Row("  places no farther than the peer's, in float64", 100 * float(no_farther.mean()), "%"),
+            *versus(f"retrieval, {queries:,} x {gallery:,} x {width}, k = {k}", "s", pair, lambda lap: lap.seconds),
+            *versus("its memory above the inputs", "MB", pair, lambda lap: max(lap.taken, 1.0)),
+            row("  places with the peer's very neighbour", 100 * float((places == peer_places).mean()), "%"),
+            row("  places no farther than the peer's, in float64", 100 * float(no_farther.mean()), "%"),
         ]
     return rows
 
@@ -501,52 +460,48 @@ def retrieval_rows(
 # ---- 6. start-up -------------------------------------------------------------------------------------------
 
 
-def startup_rows(rounds: int = 3, top: int = 8, words: tuple[str, ...] = ()) -> list[Row]:
+def startup_rows(rounds: int = 3, top: int = 8, **network: Any) -> list[Row]:
     """``fit.py --help`` and the first training step, against importing what any Lightning script with a CLI imports."""
-    imports = "import torch, torchmetrics; from lightning.pytorch.cli import LightningCLI"
 
     def run(*command: str) -> Job:
         return lambda: timed(lambda: subprocess.run([sys.executable, *command], check=True, capture_output=True))
 
     def first_step() -> Lap:
-        start, ends = run_fit(1, *words)
-        return Lap(ends[0] - start)
+        start, end = run_fit(1, network)
+        return Lap(end - start)
 
     jobs = {
-        "`fit.py --help`": run(str(SCRIPTS / "fit.py"), "--help"),
+        "`fit.py --help`": run(FIT, "--help"),
         "`fit.py` to the end of its first step": first_step,
-        "imports": run("-c", imports),
+        "imports": run("-c", "import torch, torchmetrics; from lightning.pytorch.cli import LightningCLI"),
     }
     laps = take_turns(jobs, rounds)
     floor, against = laps.pop("imports").seconds, "importing torch, torchmetrics and LightningCLI"
     return [
-        *(Row(name, lap.seconds, "s", floor, against) for name, lap in laps.items()),
-        *(Row(f"  importing {package}", seconds, "s") for package, seconds in import_times()[:top]),
+        *(row(name, lap.seconds, "s", floor, against) for name, lap in laps.items()),
+        *(row(f"  importing {package}", seconds, "s") for package, seconds in import_times()[:top]),
     ]
 
 
 def import_times() -> list[tuple[str, float]]:
     """Seconds that ``fit.py --help`` spends importing each top-level package's own modules, longest first."""
-    command = [sys.executable, "-X", "importtime", str(SCRIPTS / "fit.py"), "--help"]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stderr.splitlines()
+    command = [sys.executable, "-X", "importtime", FIT, "--help"]
+    report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     seconds: dict[str, float] = defaultdict(float)
-    for line in lines:
-        own, _, module = line.removeprefix("import time:").split("|") if line.count("|") == 2 else ("", "", "")
-        if own.strip().isdigit():
-            seconds[module.strip().split(".")[0]] += int(own) / 1e6
+    for own, package in re.findall(r"^import time:\s*(\d+) \|\s*\d+ \|\s*(\w+)", report, re.MULTILINE):
+        seconds[package] += int(own) / 1e6
     return sorted(seconds.items(), key=lambda item: -item[1])
 
 
 # ---- the command line --------------------------------------------------------------------------------------
 
-TINY = {"image_size": 24, "conv1_stride": 2}
 SECTIONS: dict[str, tuple[Callable[..., list[Row]], dict[str, Any]]] = {  # what measures them, and --quick's settings
     "lrn": (lrn_rows, {"batch": 2, "sizes": (("conv1", 8, 5),), "rounds": 1}),
     "step": (step_rows, {"batch": 4, "rounds": 1, **TINY}),
     "pipeline": (pipeline_rows, {"images": 100, "batch": 16, "sizes": (64,), "rounds": 1}),
     "loop": (loop_rows, {"rounds": 1, "skip": 1, "steps": 2, "batch": 16, **TINY}),
     "retrieval": (retrieval_rows, {"queries": 20, "gallery": 100, "width": 16, "k": 3, "rounds": 1}),
-    "startup": (startup_rows, {"rounds": 1, "words": tuple(f"--model.{key}={value}" for key, value in TINY.items())}),
+    "startup": (startup_rows, {"rounds": 1, **TINY}),
 }
 
 
@@ -564,23 +519,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def as_json(rows: dict[str, list[Row]]) -> list[dict[str, Any]]:
-    """Rows as plain values; a number that isn't there is null."""
-    return [
-        {key: None if value != value else value for key, value in values.items()}  # nan
-        for section, lines in rows.items()
-        for values in ({"section": section, **row._asdict(), "ratio": row.ratio} for row in lines)
-    ]
-
-
-def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> Table:
+def table(rows: list[Row], about: dict[str, Any]) -> Table:
     """The rows for people, a block for each section."""
     title = f"{about['processor']}, {about['cores']} cores, torch {about['versions']['torch']}, {about['date'][:10]}"
     drawn = Table(*COMPARED, title=title)
-    for _, section in itertools.groupby(rows, lambda row: row["section"]):
-        for row in section:
-            drawn.add_row(*compared(row))
-        drawn.add_section()
+    for line, following in itertools.zip_longest(rows, rows[1:]):
+        drawn.add_row(*compared(line), end_section=not following or following["section"] != line["section"])
     return drawn
 
 
@@ -595,17 +539,17 @@ def main(words: list[str] | None = None) -> None:
         parser.error(f"json: {arguments.json}, expected a path in a folder that is there")
 
     keep_memory()  # for what is measured in this process
-    about, rows = machine(), dict[str, list[Row]]()
+    about, rows = machine(), list[Row]()
     if about["load"] and about["load"] > 0.5:
         print(f"the machine is busy (load {about['load']:.1f}): don't keep these figures", file=sys.stderr)
     for section in arguments.only or SECTIONS:
         print(f"measuring {section} ...", file=sys.stderr, flush=True)
         measure, quick = SECTIONS[section]
-        rows[section] = measure(**(quick if arguments.quick else {}))
+        rows += [{"section": section, **line} for line in measure(**(quick if arguments.quick else {}))]
         if arguments.json:  # after each section: a run that is cut short leaves what it has
-            contents = {"machine": about, "quick": arguments.quick, "rows": as_json(rows)}
+            contents = {"machine": about, "quick": arguments.quick, "rows": rows}
             arguments.json.write_text(json.dumps(contents, indent=2) + "\n")
-    Console().print(table(as_json(rows), about))
+    Console().print(table(rows, about))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ them, the speed's ``results/benchmark.json``, as ``benchmark.py`` does; their ta
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,6 @@ from callbacks.checkpoints.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("data", "images", "epochs", "seed", "command", "seconds", "test_top1", "test_top5")
-SEED = "--seed_everything"
 # The experiment this project started from: its figures as they were reported, see configs/origin.yaml. There is no log.
 ORIGIN = ("the experiment this project started from", "CIFAR-10", "5,000", "10", "", "26.70 %", "81.30 %", "", "")
 HEADINGS = ("recipe", "data", "images", "epochs", "seeds", "test top-1", "test top-5", "time", "command")
@@ -40,25 +40,24 @@ class Recipe(NamedTuple):
     epochs: int
 
 
+def split_off(command: str, *flags: str) -> tuple[list[str], list[str]]:
+    """The values that a command gives a flag, as ``--flag value`` or ``--flag=value``, and its other words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(*flags, dest="values", action="append", default=[])
+    found, words = parser.parse_known_args(shlex.split(command))
+    return found.values, words
+
+
 def without_seed(command: str) -> str:
-    """A command less the seed, which is given as ``--seed_everything N`` or ``--seed_everything=N``."""
-    words, kept = iter(shlex.split(command)), []
-    for word in words:
-        if word == SEED:
-            next(words, None)
-        elif not word.startswith(f"{SEED}="):
-            kept.append(word)
-    return shlex.join(kept)
+    """A command less the seed."""
+    return shlex.join(split_off(command, "--seed_everything")[1])
 
 
 def recipe_name(command: str) -> str:
     """The config that a command lays on top, with the flags that change it: ``configs/default.yaml`` without one."""
-    words = shlex.split(command)
-    configs = [following for word, following in pairwise(words) if word in ("-c", "--config")]
-    configs += [word.split("=", 1)[1] for word in words if word.startswith(("-c=", "--config="))]
+    configs, words = split_off(command, "-c", "--config")
     start = next((i for i, word in enumerate(words) if word.endswith("fit.py")), 0) + 1
-    rest = [word for word in words[start:] if word not in ("fit", "-c", "--config", *configs)]
-    rest = [word for word in rest if not word.startswith(("-c=", "--config="))]
+    rest = [word for word in words[start:] if word != "fit"]
     name = " + ".join(f"`{config}`" for config in configs) or "`configs/default.yaml`"
     return f"{name}, `{shlex.join(rest)}`" if rest else name
 
@@ -71,35 +70,26 @@ def data_name(description: str) -> str:
     return f"CIFAR-10, {copy[1]} copy" if copy else re.sub(r" \(.*\)$", "", description)
 
 
-def read_summaries(folder: Path) -> dict[Path, dict[str, Any]]:
-    """The runs under ``folder``, one level down: path and figures.
+def by_recipe(folder: Path) -> dict[Recipe, list[dict[str, Any]]]:
+    """The runs one level below ``folder``: CIFAR-10 before other data, fewer images and epochs first, then by command.
 
     Raises:
-        ValueError: If a file is no run's summary; one line that names it.
+        ValueError: If a file is no run's summary, or a recipe has two runs of one seed, which would pass for more.
     """
-    remedy = "Delete it, or put a finished run's in its place"
-    return {path: read_summary(path, NEEDED, remedy) for path in sorted(folder.glob("*/summary.json"))}
-
-
-def by_recipe(runs: Mapping[Path, Mapping[str, Any]]) -> dict[Recipe, list[Mapping[str, Any]]]:
-    """Runs by recipe: CIFAR-10 before other data, fewer images and epochs first, then by command.
-
-    Raises:
-        ValueError: If a recipe has two runs of one seed, which would pass for two measurements.
-    """
-    groups: dict[Recipe, list[Mapping[str, Any]]] = {}
+    groups: dict[Recipe, list[dict[str, Any]]] = defaultdict(list)
     seeds: dict[tuple[Recipe, int], Path] = {}
-    for path, run in runs.items():
+    for path in sorted(folder.glob("*/summary.json")):
+        run = read_summary(path, NEEDED, "Delete it, or put a finished run's in its place")
         recipe = Recipe(without_seed(run["command"]), run["data"], run["images"], run["epochs"])
         other = seeds.setdefault((recipe, run["seed"]), path)
         if other != path:
             raise ValueError(f"{path}: of the same recipe and seed as {other}. Delete one.")
-        groups.setdefault(recipe, []).append(run)
+        groups[recipe].append(run)
 
-    def key(recipe: Recipe) -> tuple[bool, int, int, str]:
+    def order(recipe: Recipe) -> tuple[bool, int, int, str]:
         return (not recipe.data.startswith("CIFAR-10"), recipe.images, recipe.epochs, recipe.command)
 
-    return {recipe: groups[recipe] for recipe in sorted(groups, key=key)}
+    return {recipe: groups[recipe] for recipe in sorted(groups, key=order)}
 
 
 def results_table(results: Path) -> str:
@@ -116,7 +106,7 @@ def results_table(results: Path) -> str:
             duration([run["seconds"] for run in group]),
             f"`{recipe.command}`",
         )
-        for recipe, group in by_recipe(read_summaries(results)).items()
+        for recipe, group in by_recipe(results).items()
     ]
     return table(HEADINGS, [ORIGIN, *rows])
 
@@ -171,9 +161,7 @@ def renewed(text: str, results: Path) -> str:
 def main(words: Sequence[str] | None = None) -> None:
     """Write the tables, or check them."""
     parser = ScriptParser("tables.py", __doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit status 1 if the tables are not right"
-    )
+    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 if the tables are wrong")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     options = parser.parse_args(words)
