@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,20 +36,14 @@ from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
 
 LAYERS = (*activation_stats.LAYERS, "fc8")
+SIZE = 64  # pixels
 PLATEAU = math.log(10)
 LEFT = 0.05  # a mean loss this far below ln 10 over the epoch's last ten steps counts as having left
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class Trial(NamedTuple):
-    """What a trial changes.
-
-    Attributes:
-        label: For people.
-        model: ``AlexNetClassifier``'s arguments that differ from the paper's.
-        data: ``CIFAR10DataModule``'s likewise.
-        warmup: Steps over which the learning rate rises to ``lr``; 0 for none.
-    """
+    """What a trial changes: arguments of the model and of the data, and the steps over which lr rises; 0 for none."""
 
     label: str
     model: dict[str, Any]
@@ -101,48 +96,37 @@ def measure_start(model: AlexNetClassifier, images: Tensor, targets: Tensor) -> 
     ``step`` is what the first step changes: lr times the root mean square of the weights' gradient, as a share of the
     weights' own. Without dropout, which would make every image differ from every other.
     """
-    found: dict[str, dict[str, float]] = {}
-
-    def keep(name: str, outputs: Tensor) -> None:
-        size, spread = signal(outputs)
-        found[name] = {"size": size, "spread": spread}
-
+    signals: dict[str, tuple[float, float]] = {}
     model.eval()
-    with forward_hooks(model.net, LAYERS, keep):
+    with forward_hooks(model.net, LAYERS, lambda name, outputs: signals.update({name: signal(outputs)})):
         F.nll_loss(model.log_probabilities(images), targets).backward()
     model.train()
-    for name in LAYERS:
+    found = {}
+    for name, (size, spread) in signals.items():
         weight = model.net.get_parameter(f"{name}.weight")
         assert weight.grad is not None
-        found[name]["step"] = model.lr * root_mean_square(weight.grad) / root_mean_square(weight)
+        step = model.lr * root_mean_square(weight.grad) / root_mean_square(weight)
+        found[name] = {"size": size, "spread": spread, "step": step}
     model.zero_grad()
     return found
 
 
 def run(trial: Trial, seed: int, steps: int | None, **data: Any) -> dict[str, Any]:
-    """Measure a trial's start and train it for an epoch.
+    """Measure a trial's start, by layer, and train it for an epoch or so many steps, keeping every loss.
 
-    Args:
-        trial: What differs.
-        seed: Of weights, order, augmentation and dropout.
-        steps: Stop after so many; None for the whole epoch.
-        data: ``CIFAR10DataModule``'s arguments beside the trial's.
-
-    Returns:
-        ``start`` by layer, and ``losses`` of every step; a run whose loss is not finite ends there.
+    ``seed`` is that of weights, order, augmentation and dropout; ``data`` are ``CIFAR10DataModule``'s arguments beside
+    the trial's. A run whose loss is not finite ends there.
     """
-    settings: dict[str, Any] = {"image_size": 64, "crop_size": 32, "crop_padding": 4, "val_size": 0, **data}
-    datamodule = CIFAR10DataModule(seed=seed, **settings, **trial.data)
+    datamodule = CIFAR10DataModule(
+        image_size=SIZE, crop_size=32, crop_padding=4, val_size=0, seed=seed, **data, **trial.data
+    )
     datamodule.setup("fit")
     torch.manual_seed(seed)
-    network = {"image_size": settings["image_size"], "conv1_stride": 2, "schedule": "constant", **trial.model}
-    model = AlexNetClassifier(seed=seed, **network)
+    model = AlexNetClassifier(image_size=SIZE, conv1_stride=2, schedule="constant", seed=seed, **trial.model)
     optimizer = model.configure_optimizers()
     losses: list[float] = []
     start: dict[str, dict[str, float]] = {}
-    for number, raw in enumerate(datamodule.train_dataloader()):
-        if steps is not None and number >= steps:
-            break
+    for number, raw in enumerate(islice(datamodule.train_dataloader(), steps)):
         images, targets = datamodule.on_after_batch_transfer(raw, 0)
         start = start or measure_start(model, images, targets)
         model.on_train_batch_start(raw, number)
@@ -158,9 +142,9 @@ def run(trial: Trial, seed: int, steps: int | None, **data: Any) -> dict[str, An
     return {"start": start, "losses": losses, "data": datamodule.description}
 
 
-def end(losses: list[float]) -> float:
-    """The mean loss of the last ten steps."""
-    return statistics.fmean(losses[-10:])
+def end(losses: list[float], steps: int = 10) -> float:
+    """The mean loss of the last steps."""
+    return statistics.fmean(losses[-steps:])
 
 
 def draw(done: dict[str, Any]) -> Figure:
@@ -169,11 +153,9 @@ def draw(done: dict[str, Any]) -> Figure:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for name in [name for name in SHOWN if name in done]:
-        result, label = done[name], TRIALS[name].label
-        spread = [result["start"][layer]["spread"] for layer in LAYERS]
-        (line,) = left.plot(LAYERS, spread, marker="o", label=label)
-        losses = result["losses"]
-        smooth = [statistics.fmean(losses[max(0, i - 4) : i + 1]) for i in range(len(losses))]
+        losses, label = done[name]["losses"], TRIALS[name].label
+        (line,) = left.plot(LAYERS, [done[name]["start"][layer]["spread"] for layer in LAYERS], "o-", label=label)
+        smooth = [end(losses[: i + 1], 5) for i in range(len(losses))]
         right.plot(range(1, len(losses) + 1), smooth, color=line.get_color(), label=label)
     left.set(yscale="log", title="At the start: how far outputs differ between images", ylabel="standard deviation")
     right.axhline(PLATEAU, color="grey", linestyle=":", linewidth=1)
@@ -185,16 +167,13 @@ def draw(done: dict[str, Any]) -> Figure:
 
 def table(done: dict[str, Any]) -> str:
     """A line for each trial, in Markdown."""
-    headings = (
-        *("what is changed", "fc8's outputs differ between images by"),
-        *("first step changes conv1 by", "loss, steps 31-40", "left?"),
-    )
+    measured = ("fc8's outputs differ between images by", "first step changes conv1 by", "loss, steps 31-40")
     rows = []
     for name in [name for name in TRIALS if name in done]:
         start, last = done[name]["start"], end(done[name]["losses"])
         spread, step = f"{start['fc8']['spread']:.1e}", f"{100 * start['conv1']['step']:.2g} %"
         rows.append((TRIALS[name].label, spread, step, f"{last:.3f}", "yes" if last < PLATEAU - LEFT else "no"))
-    return markdown.table(headings, rows)
+    return markdown.table(("what is changed", *measured, "left?"), rows)
 
 
 def main() -> None:
