@@ -56,6 +56,7 @@ FIT = str(Path(__file__).resolve().with_name("fit.py"))
 DEFAULT = yaml.safe_load(Path(FIT).parents[1].joinpath("configs", "default.yaml").read_text())
 PAPER = {"image_size": 224, "conv1_stride": 4}  # the network of 2012
 TINY = {"image_size": 24, "conv1_stride": 2}  # --quick's
+PLAIN_LRN = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)  # has no state; alpha is of the window's mean
 PRODUCT_SIZE = 2048  # a matrix product large enough to run at the cores' peak, or at what is left of it
 
 # ---- rows and turns ----------------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ def lrn_rows(
     batch: int = 64, sizes: Iterable[tuple[str, int, int]] = (("conv1", 96, 55), ("conv2", 256, 27)), rounds: int = 9
 ) -> list[Row]:
     """Forward and backward at conv1's and conv2's sizes, ours against ``nn.LocalResponseNorm``, in both layouts."""
-    layers = {"ours": LocalResponseNorm(), "`nn.LocalResponseNorm`": nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0)}
+    layers = {"ours": LocalResponseNorm(), "`nn.LocalResponseNorm`": PLAIN_LRN}
     layouts = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
     rows = []
     for (name, channels, size), (layout, memory_format) in itertools.product(sizes, layouts.items()):
@@ -194,7 +195,7 @@ class PlainAlexNet(nn.Sequential):
         padding = (11 - image_size) % conv1_stride  # on the right and at the bottom, as ours adds it
         size = (image_size + padding - 11) // conv1_stride + 1
         relu, pool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, ceil_mode=True)
-        norm, drop = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0), nn.Dropout()
+        norm, drop = PLAIN_LRN, nn.Dropout()
         super().__init__(
             *(nn.ZeroPad2d((0, padding, 0, padding)), nn.Conv2d(3, 96, 11, conv1_stride), relu, norm, pool),
             *(nn.Conv2d(96, 256, 5, padding=2, groups=2), relu, norm, pool),

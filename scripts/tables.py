@@ -32,12 +32,13 @@ HEADINGS = ("recipe", "data", "images", "epochs", "seeds", "test top-1", "test t
 
 
 class Recipe(NamedTuple):
-    """What runs have in common that differ in their seed alone; the command is without it."""
+    """What runs have in common that differ in their seed alone, in the table's order; the command is without it."""
 
-    command: str
-    data: str
+    stand_in: bool  # for CIFAR-10
     images: int
     epochs: int
+    command: str
+    data: str
 
 
 def split_off(command: str, *flags: str) -> tuple[list[str], list[str]]:
@@ -80,34 +81,23 @@ def by_recipe(folder: Path) -> dict[Recipe, list[dict[str, Any]]]:
     seeds: dict[tuple[Recipe, int], Path] = {}
     for path in sorted(folder.glob("*/summary.json")):
         run = read_summary(path, NEEDED, "Delete it, or put a finished run's in its place")
-        recipe = Recipe(without_seed(run["command"]), run["data"], run["images"], run["epochs"])
+        stand_in, command = not run["data"].startswith("CIFAR-10"), without_seed(run["command"])
+        recipe = Recipe(stand_in, run["images"], run["epochs"], command, run["data"])
         other = seeds.setdefault((recipe, run["seed"]), path)
         if other != path:
             raise ValueError(f"{path}: of the same recipe and seed as {other}. Delete one.")
         groups[recipe].append(run)
-
-    def order(recipe: Recipe) -> tuple[bool, int, int, str]:
-        return (not recipe.data.startswith("CIFAR-10"), recipe.images, recipe.epochs, recipe.command)
-
-    return {recipe: groups[recipe] for recipe in sorted(groups, key=order)}
+    return {recipe: groups[recipe] for recipe in sorted(groups)}
 
 
 def results_table(results: Path) -> str:
     """The origin's row, then one for each recipe; mean ± standard deviation over seeds."""
-    rows = [
-        (
-            recipe_name(recipe.command),
-            data_name(recipe.data),
-            f"{recipe.images:,}",
-            str(recipe.epochs),
-            str(len(group)),
-            percent([run["test_top1"] for run in group]),
-            percent([run["test_top5"] for run in group]),
-            duration([run["seconds"] for run in group]),
-            f"`{recipe.command}`",
-        )
-        for recipe, group in by_recipe(results).items()
-    ]
+    rows = []
+    for recipe, runs in by_recipe(results).items():
+        what = (recipe_name(recipe.command), data_name(recipe.data), f"{recipe.images:,}", str(recipe.epochs))
+        top1, top5, seconds = ([run[key] for run in runs] for key in ("test_top1", "test_top5", "seconds"))
+        found = (str(len(runs)), percent(top1), percent(top5), duration(seconds))
+        rows.append((*what, *found, f"`{recipe.command}`"))
     return table(HEADINGS, [ORIGIN, *rows])
 
 
