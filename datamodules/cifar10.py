@@ -8,16 +8,16 @@ cutout before the resizing and a jitter of scale with it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from itertools import islice
 from math import inf
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_convert
 
 from datamodules import shapes10, sources
 from datamodules.augment import Draws, centre_crop, crop_and_flip, cut_out, draw, resize, resize_extent, ten_crops
@@ -25,9 +25,11 @@ from datamodules.pca_lighting import RGBStatistics, fit_rgb_pca, pca_lighting
 from datamodules.subset import Split, balanced_split
 
 View = Literal["augmented", "centre", "ten_crops"]
+InputScale = Literal["unit", "raw"]
+TestCrops = Literal[1, 10]
 SIZE = 32  # height and width of the stored images
 
-# What arguments may be, both ends included.
+# What arguments may be: from the least to the most, or one of these.
 RANGES: dict[str, tuple[float, float]] = {
     "batch_size": (1, inf),
     "image_size": (1, inf),
@@ -38,7 +40,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, inf),
     "split_seed": (0, inf),
 }
-CHOICES = {"source": ("cifar10", "shapes10", "auto"), "input_scale": ("unit", "raw"), "test_crops": (1, 10)}
+CHOICES = {"source": sources.Source, "input_scale": InputScale, "test_crops": TestCrops}
 
 
 class RawBatch(NamedTuple):
@@ -88,20 +90,15 @@ class EpochSampler(DistributedSampler[RawBatch]):
 
     def __init__(self, dataset: ImageSet, shuffle: bool, seed: int, num_replicas: int, rank: int) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
-        self.length = len(dataset)
         self.skip = 0
+        self.share = range(rank, len(dataset), num_replicas)  # in evaluation
+        if not shuffle:
+            self.num_samples = len(self.share)
 
     def __iter__(self) -> Iterator[int]:  # type: ignore[override]
         """Places in the data set."""
         skip, self.skip = self.skip, 0
-        return islice(super().__iter__() if self.shuffle else self._share(), skip, None)  # type: ignore[arg-type]
-
-    def __len__(self) -> int:
-        """How many of them come to this process in an epoch."""
-        return super().__len__() if self.shuffle else len(self._share())
-
-    def _share(self) -> range:
-        return range(self.rank, self.length, self.num_replicas)
+        return islice(super().__iter__() if self.shuffle else self.share, skip, None)  # type: ignore[arg-type]
 
 
 def random_stream(*keys: int) -> torch.Generator:
@@ -148,7 +145,7 @@ class CIFAR10DataModule(LightningDataModule):
     def __init__(
         self,
         root: str = "data",
-        source: Literal["cifar10", "shapes10", "auto"] = "cifar10",
+        source: sources.Source = "cifar10",
         download: bool = True,
         subset_size: int | None = None,
         val_size: int = 5000,
@@ -161,129 +158,102 @@ class CIFAR10DataModule(LightningDataModule):
         lighting_std: float = 0.1,
         scale_jitter: float = 1.0,
         cutout: int = 0,
-        input_scale: Literal["unit", "raw"] = "unit",
-        test_crops: Literal[1, 10] = 1,
+        input_scale: InputScale = "unit",
+        test_crops: TestCrops = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         _check(self.hparams)
-        self.root, self.source, self.download = Path(root), source, download
+        self.root, self.source, self.download = root, source, download
         self.subset_size, self.val_size, self.split_seed = subset_size, val_size, split_seed
         self.batch_size, self.image_size, self.seed = batch_size, image_size, seed
         self.crop_size, self.crop_padding, self.flip, self.lighting_std = crop_size, crop_padding, flip, lighting_std
         self.scale_jitter, self.cutout = scale_jitter, cutout
         self.input_scale, self.test_crops = input_scale, test_crops
-        self._layout: sources.Layout | None = None
-        self._resolved = False
-        self._splits: dict[str, tuple[Tensor, Tensor]] = {}
-        self._split: Split | None = None
-        self._statistics: RGBStatistics | None = None
+        self._images: dict[str, tuple[Tensor, Tensor]] = {}
         self._draws: tuple[int, Draws] | None = None
 
-    # ---- what there is -------------------------------------------------------------------------------------
+    @cached_property
+    def layout(self) -> sources.Layout | None:
+        """Where CIFAR-10 lies, which may have to be downloaded first; None for shapes10."""
+        return sources.resolve_source(self.root, self.source, self.download)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Ten names, in the order of the labels."""
-        return sources.CLASSES if self._resolve() else shapes10.CLASSES
+        return sources.CLASSES if self.layout else shapes10.CLASSES
 
     @property
     def description(self) -> str:
         """What the images are, for people: which data set, and whether lossless or a JPEG copy."""
-        layout = self._resolve()
-        return layout.description if layout else "shapes10 (drawn by this project; not CIFAR-10)"
+        return self.layout.description if self.layout else "shapes10 (drawn by this project; not CIFAR-10)"
 
     def images_in(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
         """All of a split: images ``(N, 3, 32, 32)`` uint8 and targets ``(N,)`` int64. Read or drawn once."""
-        if split not in self._splits:
-            layout = self._resolve()
-            self._splits[split] = (
-                tuple(sources.load_cifar10(layout, split)) if layout else shapes10.draw_shapes10(split)  # type: ignore[assignment]
-            )
-        return self._splits[split]
+        if split not in self._images:
+            layout = self.layout
+            self._images[split] = sources.load_cifar10(layout, split) if layout else shapes10.draw_shapes10(split)
+        return self._images[split]
 
-    @property
+    @cached_property
     def split(self) -> Split:
         """Places of the training and validation images in the training split."""
-        if self._split is None:
-            self._split = balanced_split(self.images_in("train")[1], self.subset_size, self.val_size, self.split_seed)
-        return self._split
+        return balanced_split(self.images_in("train")[1], self.subset_size, self.val_size, self.split_seed)
 
-    @property
+    @cached_property
     def statistics(self) -> RGBStatistics:
         """Mean, spread and principal axes of the training images in use, or those that a checkpoint brought along."""
-        if self._statistics is None:
-            self._statistics = fit_rgb_pca(self.images_in("train")[0], self.split.train)
-        return self._statistics
-
-    def _resolve(self) -> sources.Layout | None:
-        if not self._resolved:
-            self._layout = sources.resolve_source(self.root, self.source, self.download)
-            self._resolved = True
-        return self._layout
-
-    # ---- Lightning's hooks ---------------------------------------------------------------------------------
+        return fit_rgb_pca(self.images_in("train")[0], self.split.train)
 
     def prepare_data(self) -> None:
         """Find CIFAR-10 or download it, in one process a machine."""
-        self._resolve()
+        self.layout  # noqa: B018
 
     def setup(self, stage: str) -> None:
         """Read what the stage needs, so that whatever is wrong with it shows before anything else is done."""
         if stage == "test":
             self.images_in("test")
         elif stage in ("fit", "validate"):
-            self.split  # noqa: B018
-            self.statistics  # noqa: B018
+            self.split, self.statistics  # noqa: B018
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics belong to the trained network: a checkpoint must not be tested with another subset's."""
         return {key: value.clone() for key, value in self.statistics._asdict().items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the statistics from a checkpoint."""
-        self._statistics = RGBStatistics(**state_dict)
+        self.statistics = RGBStatistics(**state_dict)
 
     def train_dataloader(self) -> DataLoader[RawBatch]:
         """Augmented, in a new order every epoch."""
-        return self._loader("train", self.split.train, "augmented", shuffle=True)
+        return self._loader("train", "augmented")
 
     def val_dataloader(self) -> DataLoader[RawBatch] | list[Any]:
-        """The validation images, in order."""
-        return self._loader("train", self.split.val, "centre") if len(self.split.val) else []
+        return self._loader("val", "centre") if len(self.split.val) else []
 
     def test_dataloader(self) -> DataLoader[RawBatch]:
         """The test split, one crop or ten an image. ``test`` alone uses it."""
-        return self._loader("test", None, "ten_crops" if self.test_crops == 10 else "centre")
+        return self._loader("test", "ten_crops" if self.test_crops == 10 else "centre")
 
     def gallery_dataloader(self) -> DataLoader[RawBatch]:
         """The training images, in order and as they are, all of them in every process."""
-        return self._loader("train", self.split.train, "centre", shard=False)
+        return self._loader("train", "centre", shard=False)
 
     def query_dataloader(self, stage: Literal["val", "test"]) -> DataLoader[RawBatch]:
         """The validation or test images, likewise."""
-        if stage == "val":
-            return self._loader("train", self.split.val, "centre", shard=False)
-        return self._loader("test", None, "centre", shard=False)
+        return self._loader(stage, "centre", shard=False)
 
-    def _loader(
-        self,
-        split: Literal["train", "test"],
-        indices: Tensor | None,
-        view: View,
-        shuffle: bool = False,
-        shard: bool = True,
-    ) -> DataLoader[RawBatch]:
-        images, targets = self.images_in(split)
-        dataset = ImageSet(images, targets, torch.arange(len(images)) if indices is None else indices, view)
+    def _loader(self, stage: Literal["train", "val", "test"], view: View, shard: bool = True) -> DataLoader[RawBatch]:
+        images, targets = self.images_in("test" if stage == "test" else "train")
+        indices = torch.arange(len(images)) if stage == "test" else getattr(self.split, stage)
+        dataset = ImageSet(images, targets, indices, view)
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if shard and self.trainer else (1, 0)
         # No workers: a batch is one gather of a millisecond, which sending it to another process would only slow down.
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            sampler=EpochSampler(dataset, shuffle, self.seed, replicas, rank),
-            collate_fn=_as_it_is,
+            sampler=EpochSampler(dataset, view == "augmented", self.seed, replicas, rank),
+            collate_fn=default_convert,  # leaves the batch as it is
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -304,8 +274,7 @@ class CIFAR10DataModule(LightningDataModule):
         epoch = self.trainer.current_epoch if self.trainer else 0
         if self._draws is None or self._draws[0] != epoch:
             slack = SIZE + 2 * self.crop_padding - self.crop_size
-            stream = random_stream(self.seed, epoch)
-            n = len(self.split.train)
+            n, stream = len(self.split.train), random_stream(self.seed, epoch)
             table = draw(n, self.crop_size, slack, self.flip, self.lighting_std, self.scale_jitter, stream)
             self._draws = epoch, table
         return self._draws[1]
@@ -332,18 +301,15 @@ class CIFAR10DataModule(LightningDataModule):
         return (images * scale + mean).clamp(0, 1)
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
 def _check(arguments: Mapping[str, Any]) -> None:
     for name, (least, most) in RANGES.items():
         if not least <= arguments[name] <= most:
             expected = f"{least} or more" if most == inf else f"{least} to {most}"
             raise ValueError(f"{name}: {arguments[name]}, expected {expected}. Choose such a number.")
     for name, choices in CHOICES.items():
-        if arguments[name] not in choices:
-            raise ValueError(f"{name}: {arguments[name]!r}, expected {' or '.join(map(str, choices))}. Choose one.")
+        if arguments[name] not in get_args(choices):
+            expected = " or ".join(map(str, get_args(choices)))
+            raise ValueError(f"{name}: {arguments[name]!r}, expected {expected}. Choose one.")
     size, padding = arguments["crop_size"], arguments["crop_padding"]
     if not 1 <= size <= SIZE + 2 * padding:
         raise ValueError(
