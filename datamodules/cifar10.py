@@ -44,19 +44,12 @@ CHOICES = {"source": sources.Source, "input_scale": InputScale, "test_crops": Te
 
 
 class RawBatch(NamedTuple):
-    """A batch as it lies in memory, and how it wants to be looked at.
+    """A batch as it lies in memory, and how it wants to be looked at."""
 
-    Attributes:
-        images: ``(B, 3, 32, 32)`` uint8.
-        targets: ``(B,)`` int64.
-        places: ``(B,)`` int64, the images' places in their data set: their rows in the epoch's table of augmentations.
-        view: What the DataModule makes of it on the device.
-    """
-
-    images: Tensor
-    targets: Tensor
-    places: Tensor
-    view: View
+    images: Tensor  # (B, 3, 32, 32) uint8
+    targets: Tensor  # (B,) int64
+    places: Tensor  # (B,) int64, in the data set: the images' rows in the epoch's table of augmentations
+    view: View  # what the DataModule makes of it on the device
 
 
 class ImageSet(Dataset[RawBatch]):
@@ -83,9 +76,8 @@ class EpochSampler(DistributedSampler[RawBatch]):
     In training every process gets as many images (DistributedSampler repeats a few at the end to even them out); in
     evaluation each image comes exactly once over all processes, so that the metrics are those of one process.
 
-    Attributes:
-        skip: Images of this process that the next iteration leaves out at its start, once: a run that goes on in the
-            middle of an epoch has had them. Then 0 again.
+    The next iteration leaves out ``skip`` of its images at its start, once: a run that goes on in the middle of an
+    epoch has had them.
     """
 
     def __init__(self, dataset: ImageSet, shuffle: bool, seed: int, num_replicas: int, rank: int) -> None:
@@ -99,11 +91,6 @@ class EpochSampler(DistributedSampler[RawBatch]):
         """Places in the data set."""
         skip, self.skip = self.skip, 0
         return islice(super().__iter__() if self.shuffle else self.share, skip, None)  # type: ignore[arg-type]
-
-
-def random_stream(*keys: int) -> torch.Generator:
-    """A generator on the CPU whose numbers depend on all keys, say (seed, epoch), and on nothing else."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1))
 
 
 class CIFAR10DataModule(LightningDataModule):
@@ -127,8 +114,7 @@ class CIFAR10DataModule(LightningDataModule):
         lighting_std: Standard deviation of the PCA lighting's draws, 0.1 in section 4.1; 0 switches it off.
         scale_jitter: Largest factor by which training images grow or shrink, in width and in height apart, beyond the
             enlargement to ``image_size``; 1 to 2, 1 switches it off. Not the paper's.
-        cutout: Height and width in pixels of the square of each training crop that is grey; 0 switches it off. Not the
-            paper's.
+        cutout: Height and width in pixels of a grey square in each training crop; 0: none. Not the paper's.
         input_scale: ``unit`` divides by the training set's standard deviation per channel after its mean is subtracted.
             ``raw`` is the paper's "(centered) raw RGB values", 0 to 255 less the mean (section 2): 60 times as large.
         test_crops: 1 tests the centre crop; 10 the ten crops of section 4.1.
@@ -273,8 +259,9 @@ class CIFAR10DataModule(LightningDataModule):
     def _epoch_draws(self) -> Draws:
         epoch = self.trainer.current_epoch if self.trainer else 0
         if self._draws is None or self._draws[0] != epoch:
-            slack = SIZE + 2 * self.crop_padding - self.crop_size
-            n, stream = len(self.split.train), random_stream(self.seed, epoch)
+            n, slack = len(self.split.train), SIZE + 2 * self.crop_padding - self.crop_size
+            key = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0] >> 1
+            stream = torch.Generator().manual_seed(int(key))
             table = draw(n, self.crop_size, slack, self.flip, self.lighting_std, self.scale_jitter, stream)
             self._draws = epoch, table
         return self._draws[1]

@@ -43,7 +43,7 @@ def find_cifar10(root: Path) -> Layout | None:
     return found[0] if found else None
 
 
-def resolve_source(root: Path, source: Source, download: bool = True) -> Layout | None:
+def resolve_source(root: str | Path, source: Source, download: bool = True) -> Layout | None:
     """Decide which data a run uses.
 
     Args:
@@ -53,8 +53,8 @@ def resolve_source(root: Path, source: Source, download: bool = True) -> Layout 
         download: Whether CIFAR-10 may be fetched where it isn't found.
 
     Returns:
-        The layout to load, or None for shapes10. A layout that was found is returned without a look inside:
-        damage is an error of ``load_cifar10``, under ``auto`` too.
+        The layout to load, or None for shapes10. Damage in a layout is an error of ``load_cifar10``, under ``auto``
+        too.
 
     Raises:
         DataError: If ``source`` is ``cifar10`` and it can't be had, if ``root`` is a file, or if ``source`` is none

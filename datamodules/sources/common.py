@@ -6,7 +6,6 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from glob import glob
 from hashlib import blake2b
 from pathlib import Path
@@ -26,28 +25,17 @@ QUICKSTART = "python scripts/fit.py -c configs/quickstart.yaml"
 
 
 class LabelledImages(NamedTuple):
-    """One split of CIFAR-10.
+    """One split of CIFAR-10."""
 
-    Attributes:
-        images: ``(N, 3, 32, 32)`` uint8 RGB in ``[0, 255]``.
-        targets: ``(N,)`` int64 in ``[0, 9]``, indices into ``CLASSES``.
-    """
-
-    images: Tensor
-    targets: Tensor
+    images: Tensor  # (N, 3, 32, 32) uint8 RGB
+    targets: Tensor  # (N,) int64, indices into CLASSES
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where CIFAR-10 was found, and in which form.
-
-    Attributes:
-        kind: ``batches`` (the official pickles), ``archive`` (the official .tar.gz) or ``folders``.
-        path: The folder ``cifar-10-batches-py``, the archive, or the folder that holds ``train/`` and ``test/``.
-    """
+class Layout(NamedTuple):
+    """Where CIFAR-10 was found, and in which form: the official pickles, their .tar.gz, or class folders."""
 
     kind: Literal["batches", "archive", "folders"]
-    path: Path
+    path: Path  # the folder of the pickles, the archive, or the folder that holds train/ and test/
 
     @property
     def description(self) -> str:
@@ -61,13 +49,7 @@ class Layout:
 
 
 class DataError(ValueError):
-    """Data that is missing or can't be used; the message is one line for the user.
-
-    Args:
-        where: The file, or the argument by name.
-        wrong: What is wrong, and what was expected.
-        remedy: What to do; without the full stop.
-    """
+    """Data that is missing or can't be used: one line of the file or argument, what is wrong, and what to do."""
 
     def __init__(self, where: str | Path, wrong: str, remedy: str) -> None:
         super().__init__(" ".join(f"{where}: {wrong}. {remedy}.".splitlines()))
@@ -97,8 +79,7 @@ def count_overlap(a: Tensor, b: Tensor) -> int:
     """How many of the images ``b`` ``(M, 3, H, W)`` uint8 are also among ``a`` ``(N, 3, H, W)``, pixel by pixel."""
     # Digests, not the images: 50,000 of them would be 150 MB once more.
     seen, asked = ([blake2b(image.tobytes(), digest_size=16).digest() for image in x.cpu().numpy()] for x in (a, b))
-    known = set(seen)
-    return sum(image in known for image in asked)
+    return sum(map(set(seen).__contains__, asked))
 
 
 def progress_bar(*args: Any, **options: Any) -> tqdm:
@@ -107,10 +88,10 @@ def progress_bar(*args: Any, **options: Any) -> tqdm:
 
 
 @contextmanager
-def write_then_replace(path: Path, suffix: str) -> Iterator[BinaryIO]:
+def write_then_replace(path: Path) -> Iterator[BinaryIO]:
     """Open a new file that takes ``path``'s place if the block ends well, and vanishes if it doesn't (Ctrl-C too)."""
     # A name of its own: with several processes at it, the last one done wins, and each wrote a whole file.
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{suffix}")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         with partial.open("xb") as file:
             yield file

@@ -28,22 +28,12 @@ TIMEOUT_SECONDS = 10.0  # to connect, and between two reads
 PROBE_SECONDS = 10.0  # how long a host may show its speed before its total time is projected
 
 
-class AttemptFailed(Exception):
-    """Why one host is given up; the next is tried."""
-
-
 def download_cifar10(root: Path, attempt_seconds: float = 600) -> Layout:
     """Fetch the official archive (170 MB) to ``root``, from the first of ``URLS`` that delivers.
 
     A host is given up when it fails, sends other bytes, or turns out (after ``PROBE_SECONDS``) to need more
-    than ``attempt_seconds`` in all. The archive appears under its name only when its MD5 is right.
-
-    Args:
-        root: The folder to put it in; made if missing.
-        attempt_seconds: The longest one host may take.
-
-    Returns:
-        The archive's layout.
+    than ``attempt_seconds`` in all. The archive appears under its name only when its MD5 is right. ``root`` is made
+    if missing.
 
     Raises:
         DataError: If no host delivered; names each one and why.
@@ -60,10 +50,10 @@ def download_cifar10(root: Path, attempt_seconds: float = 600) -> Layout:
         for url in URLS:
             try:
                 log.info("Downloading %s to %s", url, archive)
-                with write_then_replace(archive, ".part") as file:
+                with write_then_replace(archive) as file:
                     _fetch(url, file, attempt_seconds)
                 return Layout("archive", archive)
-            except (OSError, http.client.HTTPException, AttemptFailed) as error:
+            except (OSError, http.client.HTTPException) as error:
                 attempts.append(f"{urlsplit(url).netloc}: {reason(error)}")
                 log.warning("Download failed: %s", attempts[-1])
     finally:
@@ -74,9 +64,8 @@ def download_cifar10(root: Path, attempt_seconds: float = 600) -> Layout:
 
 
 def _fetch(url: str, file: BinaryIO, attempt_seconds: float) -> None:
-    start = time.monotonic()
-    digest = hashlib.md5(usedforsecurity=False)
-    received = 0
+    """Write the archive to ``file``; an OSError says why the host is given up."""
+    start, received, digest = time.monotonic(), 0, hashlib.md5(usedforsecurity=False)
     name = f"Downloading from {urlsplit(url).netloc}"
     with (
         urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response,
@@ -93,8 +82,8 @@ def _fetch(url: str, file: BinaryIO, attempt_seconds: float) -> None:
             if projected > attempt_seconds and elapsed > min(PROBE_SECONDS, attempt_seconds):
                 speed, minutes = received / elapsed / 1000, projected / 60
                 limit = f"the limit is {attempt_seconds / 60:.0f}"
-                raise AttemptFailed(f"too slow, {speed:.0f} kB/s would take {minutes:.0f} min, {limit}")
+                raise OSError(f"too slow, {speed:.0f} kB/s would take {minutes:.0f} min, {limit}")
     if received != ARCHIVE_BYTES:  # less where the line broke off or a login page came
-        raise AttemptFailed(f"sent {received} bytes, expected {ARCHIVE_BYTES}")
+        raise OSError(f"sent {received} bytes, expected {ARCHIVE_BYTES}")
     if digest.hexdigest() != ARCHIVE_MD5:
-        raise AttemptFailed(f"the MD5 is {digest.hexdigest()}, expected {ARCHIVE_MD5}")
+        raise OSError(f"the MD5 is {digest.hexdigest()}, expected {ARCHIVE_MD5}")

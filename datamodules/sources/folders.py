@@ -56,22 +56,20 @@ def load_folders(root: Path, split: Split) -> LabelledImages:
 
 def _list_images(folder: Path) -> list[_ImageFile]:
     files: list[_ImageFile] = []
-    ignored = Counter[str]()
-    kinds = "/".join(SUFFIXES)
+    entries, kinds = 0, "/".join(SUFFIXES)
     for target, name in enumerate(CLASSES):
-        class_folder = folder / name
-        remedy = f"Put the images of class {name} there"
+        paths, remedy = folder / name, f"Put the images of class {name} there"
         try:
-            entries = sorted(os.listdir(class_folder))
+            names = sorted(os.listdir(paths))
         except OSError as error:
-            raise DataError(class_folder, f"{reason(error)}, expected a folder of {kinds} files", remedy) from error
-        found = [file for entry in entries if (file := _image_file(class_folder / entry, target))]
+            raise DataError(paths, f"{reason(error)}, expected a folder of {kinds} files", remedy) from error
+        found = [file for entry in names if (file := _image_file(paths / entry, target))]
         if not found:
-            raise DataError(class_folder, f"no {kinds} files, expected at least one", remedy)
-        ignored["hidden or not images"] += len(entries) - len(found)
+            raise DataError(paths, f"no {kinds} files, expected at least one", remedy)
+        entries += len(names)
         files += found
-    ignored["not among the ten classes"] = len(set(os.listdir(folder)) - set(CLASSES))
-    for why, count in ignored.items():
+    others = set(os.listdir(folder)) - set(CLASSES)
+    for count, why in ((entries - len(files), "hidden or not images"), (len(others), "not among the ten classes")):
         if count:
             log.warning("%s: entries ignored: %d (%s)", folder, count, why)
     return files
@@ -90,9 +88,6 @@ def _image_file(path: Path, target: int) -> _ImageFile | None:
     if not stat.S_ISREG(info.st_mode):  # a pipe would be read from for ever
         raise DataError(path, "not a regular file, expected an image", REPLACE)
     return _ImageFile(str(path), target, info.st_size, info.st_mtime_ns)
-
-
-# ---- decoding ----------------------------------------------------------------------------------------------
 
 
 def _decode(files: list[_ImageFile], split: Split) -> np.ndarray:
@@ -118,24 +113,20 @@ def _decode_one(path: str) -> tuple[np.ndarray, str]:
             file.seek(0)
             # Two formats by name: Pillow would otherwise guess among dozens, one of which runs Ghostscript.
             with Image.open(file, formats=("PNG", "JPEG")) as image:  # reads the header only
-                if image.size != (32, 32):
-                    width, height = image.size
-                    raise DataError(path, f"{width}x{height} pixels, expected 32x32", REPLACE)
                 # Byte 24 of a PNG is its bit depth. The mode doesn't tell: Pillow cuts 16-bit colour to 8.
-                if image.format == "PNG" and head[24] == 16:
-                    raise DataError(path, "16 bits per channel, expected 8", REPLACE)
-                return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), image.mode
-    except DataError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise DataError(path, "far too many pixels, expected 32x32", REPLACE) from error
-    except Image.UnidentifiedImageError as error:
-        raise DataError(path, "not a PNG or JPEG image (or empty), expected one", REPLACE) from error
+                if image.size != (32, 32):
+                    wrong = f"{image.width}x{image.height} pixels, expected 32x32"
+                elif image.format == "PNG" and head[24] == 16:
+                    wrong = "16 bits per channel, expected 8"
+                else:
+                    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), image.mode
+    except Image.DecompressionBombError:
+        wrong = "far too many pixels, expected 32x32"
+    except Image.UnidentifiedImageError:
+        wrong = "not a PNG or JPEG image (or empty), expected one"
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on damaged files
-        raise DataError(path, f"can't be read ({reason(error)}), expected a whole image", REPLACE) from error
-
-
-# ---- cache -------------------------------------------------------------------------------------------------
+        wrong = f"can't be read ({reason(error)}), expected a whole image"
+    raise DataError(path, wrong, REPLACE)
 
 
 def _fingerprint(files: list[_ImageFile], root: Path) -> str:
@@ -165,7 +156,7 @@ def _read_cache(cache: Path, fingerprint: str, n: int) -> np.ndarray | None:
 def _write_cache(cache: Path, fingerprint: str, images: np.ndarray) -> None:
     try:
         cache.parent.mkdir(exist_ok=True)
-        with write_then_replace(cache, ".tmp") as file:
+        with write_then_replace(cache) as file:
             np.savez(file, fingerprint=np.array(fingerprint), images=images)
     except OSError as error:
         log.info("%s: can't be written (%s), the images will be decoded again next time", cache, reason(error))

@@ -32,50 +32,52 @@ def load_batches(folder: Path, split: Split) -> LabelledImages:
     """Read the pickles in ``folder``."""
     # The folder, not the file: without one file the folder would still be found, and never downloaded again.
     remedy = f"Delete the folder {folder} and run again to download it anew"
-    batches = []
-    for name, md5 in BATCH_MD5S[split].items():
+    files: dict[str, bytes] = {}
+    for name in BATCH_MD5S[split]:
         try:
-            raw = (folder / name).read_bytes()
+            files[name] = (folder / name).read_bytes()
         except OSError as error:
             raise DataError(folder / name, f"{reason(error)}, expected an official file", remedy) from error
-        batches.append(_parse_batch(raw, md5, folder / name, remedy))
-    return _join_batches(batches)
+    return _parse(files, split, folder, remedy)
 
 
 def load_archive(archive: Path, split: Split) -> LabelledImages:
     """Read the pickles out of the .tar.gz, unpacking nothing to the disk."""
     remedy = f"Delete {archive} and run again to download it anew"
-    md5s = {f"{BATCHES}/{name}": md5 for name, md5 in BATCH_MD5S[split].items()}
-    members: dict[str, bytes] = {}
+    wanted = {f"{BATCHES}/{name}": name for name in BATCH_MD5S[split]}
+    files: dict[str, bytes] = {}
     try:
         # In the archive's own order: gzip can't jump, going back means decompressing from the start.
         with tarfile.open(archive, mode="r:gz") as tar:
             for member in tar:
-                if member.name in md5s and member.isreg() and (content := tar.extractfile(member)):
-                    members[member.name] = content.read()
-                if len(members) == len(md5s):
+                if member.name in wanted and member.isreg() and (content := tar.extractfile(member)):
+                    files[wanted[member.name]] = content.read()
+                if len(files) == len(wanted):
                     break
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise DataError(archive, f"can't be read ({reason(error)}), expected the official archive", remedy) from error
-    for name in sorted(md5s.keys() - members.keys()):
-        raise DataError(archive, f"holds no file {name}, expected the official archive", remedy)
-    return _join_batches([_parse_batch(members[name], md5, archive / name, remedy) for name, md5 in md5s.items()])
+    for name in sorted(wanted.values() - files.keys()):
+        raise DataError(archive, f"holds no file {BATCHES}/{name}, expected the official archive", remedy)
+    return _parse(files, split, archive / BATCHES, remedy)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     """Knows the three names a pickled array needs and refuses every other, so that no pickle can run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        # Taken from a live array: numpy moved the function from numpy.core to numpy._core.
-        reconstruct = np.empty(0).__reduce__()[0]
-        allowed = {
-            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return allowed[module, name]
+        match module, name:
+            case "numpy", "ndarray" | "dtype":
+                return getattr(np, name)
+            case "numpy.core.multiarray", "_reconstruct":  # from a live array: numpy moved it to numpy._core
+                return np.empty(0).__reduce__()[0]
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _parse(files: dict[str, bytes], split: Split, where: Path, remedy: str) -> LabelledImages:
+    batches = [_parse_batch(files[name], md5, where / name, remedy) for name, md5 in BATCH_MD5S[split].items()]
+    images = torch.from_numpy(np.concatenate([data for data, _ in batches]))  # (N, 3, 32, 32)
+    targets = torch.tensor([label for _, labels in batches for label in labels], dtype=torch.int64)  # (N,)
+    return LabelledImages(images, targets)
 
 
 def _parse_batch(raw: bytes, md5: str, where: Path, remedy: str) -> tuple[np.ndarray, list[int]]:
@@ -95,9 +97,3 @@ def _parse_batch(raw: bytes, md5: str, where: Path, remedy: str) -> tuple[np.nda
     if not good:
         raise DataError(where, f"{got}, expected uint8 (n, 3072) with n labels from 0 to {len(CLASSES) - 1}", remedy)
     return data.reshape(-1, 3, 32, 32), labels  # a row holds the red plane, then green, then blue
-
-
-def _join_batches(batches: list[tuple[np.ndarray, list[int]]]) -> LabelledImages:
-    images = torch.from_numpy(np.concatenate([data for data, _ in batches]))  # (N, 3, 32, 32)
-    targets = torch.tensor([label for _, labels in batches for label in labels], dtype=torch.int64)  # (N,)
-    return LabelledImages(images, targets)
