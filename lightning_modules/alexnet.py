@@ -161,5 +161,4 @@ class AlexNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, num_classes)`` of ``(B, 3, image_size, image_size)`` float images."""
-        logits: Tensor = self.fc8(self.embed(images))
-        return logits
+        return self.fc8(self.embed(images))

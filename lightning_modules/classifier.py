@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -90,8 +90,7 @@ class AlexNetClassifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` of ``(B, 3, H, W)`` float images."""
-        logits: Tensor = self.net(images)
-        return logits
+        return self.net(images)
 
     def embed(self, images: Tensor) -> Tensor:
         """fc7 activations ``(B, 4096)`` of ``(B, 3, H, W)`` float images (section 6.1)."""
@@ -112,15 +111,14 @@ class AlexNetClassifier(LightningModule):
         """Loss and metrics of a batch, the same for the three stages. Metrics are logged once an epoch.
 
         Returns:
-            ``loss``, a scalar; and for callbacks, which Lightning hands it to at the batch's end,
-            ``log_probabilities``: ``(B, C)`` float without gradient.
+            ``loss``, a scalar; and ``log_probabilities``, ``(B, C)`` float without gradient, for the callbacks to
+            which Lightning hands it at the batch's end.
         """
         images, targets = batch
         log_probabilities = self.log_probabilities(images)
         loss = F.nll_loss(log_probabilities, targets)
-        accuracies: MetricCollection = getattr(self, f"{stage}_accuracies")
+        accuracies, mean_loss = getattr(self, f"{stage}_accuracies"), getattr(self, f"{stage}_loss")
         accuracies.update(log_probabilities.detach(), targets)
-        mean_loss: MeanMetric = getattr(self, f"{stage}_loss")
         mean_loss.update(loss.detach(), len(targets))
         self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True, batch_size=len(targets))
         self.log_dict(accuracies, on_step=False, on_epoch=True, batch_size=len(targets))
@@ -138,33 +136,25 @@ class AlexNetClassifier(LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Callbacks find what it returns in ``on_validation_batch_end``."""
         return self.model_step(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Callbacks find what it returns in ``on_test_batch_end``."""
         return self.model_step(batch, "test")
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.SGD(
-            self.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True
-        )
-        scheduler: LRScheduler
+        sgd = torch.optim.SGD(self.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
         if self.schedule == "plateau":
             # min_lr: three cuts. threshold 0: any better validation top-1 counts as an improvement.
-            plateau = ReduceLROnPlateau(
-                optimizer, mode="max", factor=0.1, patience=self.patience, threshold=0.0, min_lr=self.lr * 1e-3
-            )
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val/top1"}}
+            plateau = ReduceLROnPlateau(sgd, "max", 0.1, self.patience, threshold=0.0, min_lr=self.lr * 1e-3)
+            return [sgd], [{"scheduler": plateau, "monitor": "val/top1"}]
         if self.schedule == "milestones":
-            scheduler = MultiStepLR(optimizer, self.milestones, gamma=0.1)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
+            return [sgd], [MultiStepLR(sgd, self.milestones, gamma=0.1)]
         if self.schedule == "one_cycle":
             # torch divides by zero where the rise is less than two steps: a run that short does not see the end.
             steps = max(int(self.trainer.estimated_stepping_batches), math.ceil(2 / self.warmup))
-            scheduler = OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=self.warmup, cycle_momentum=False)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-        return optimizer
+            cycle = OneCycleLR(sgd, self.lr, total_steps=steps, pct_start=self.warmup, cycle_momentum=False)
+            return [sgd], [{"scheduler": cycle, "interval": "step"}]
+        return sgd
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         """Leave ``plateau`` to ``on_train_epoch_end``: Lightning's turn comes when last.ckpt is already written."""
@@ -180,10 +170,7 @@ class AlexNetClassifier(LightningModule):
 
 def _accuracies(classes: int, stage: str) -> MetricCollection:
     """Top-1 and top-5 over all images alike: torchmetrics averages over classes unless told ``micro``."""
-    return MetricCollection(
-        {
-            name: MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", validate_args=False)
-            for name, k in (("top1", 1), ("top5", 5))
-        },
-        prefix=f"{stage}/",
+    top1, top5 = (
+        MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", validate_args=False) for k in (1, 5)
     )
+    return MetricCollection({"top1": top1, "top5": top5}, prefix=f"{stage}/")

@@ -3,8 +3,8 @@
     layout = resolve_source(Path("data"), "cifar10")
     images, targets = load_cifar10(layout, "train")  # (50000, 3, 32, 32) uint8, (50000,) int64
 
-Nothing is trusted before it is checked: the official files by their MD5, image files by their header. What is
-wrong comes out as a one-line ``DataError`` that says what to do, never as a silent switch to other data.
+Nothing is trusted before it is checked: the official files by their MD5, image files by their header. What is wrong
+comes out as a one-line ``DataError`` that says what to do, never as a silent switch to other data.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def find_cifar10(root: Path) -> Layout | None:
     Only looks; ``load_cifar10`` checks. The official files win over the archive (no unpacking), and both over
     class folders, which may hold JPEG copies.
     """
-    bases = (Path(root), Path(root) / "cifar10")
+    bases = (root, root / "cifar10")
     # os.path, not pathlib: it answers False where a folder can't be read or a link goes round in circles.
     found = [Layout("batches", base / BATCHES) for base in bases if os.path.isdir(base / BATCHES)]
     found += [Layout("archive", base / ARCHIVE) for base in bases if os.path.isfile(base / ARCHIVE)]
@@ -53,12 +53,10 @@ def resolve_source(root: str | Path, source: Source, download: bool = True) -> L
         download: Whether CIFAR-10 may be fetched where it isn't found.
 
     Returns:
-        The layout to load, or None for shapes10. Damage in a layout is an error of ``load_cifar10``, under ``auto``
-        too.
+        The layout to load, or None for shapes10. Damage in it is an error of ``load_cifar10``, under ``auto`` too.
 
     Raises:
-        DataError: If ``source`` is ``cifar10`` and it can't be had, if ``root`` is a file, or if ``source`` is none
-            of the three.
+        DataError: If CIFAR-10 is a must and can't be had, if ``root`` is a file, or ``source`` none of the three.
     """
     root = Path(root)
     if source not in get_args(Source):
@@ -67,8 +65,7 @@ def resolve_source(root: str | Path, source: Source, download: bool = True) -> L
         return None
     if root.exists() and not root.is_dir():
         raise DataError("root", f"{root} is a file, expected a folder", "Give the folder that holds CIFAR-10")
-    layout = find_cifar10(root)
-    if layout is not None:
+    if layout := find_cifar10(root):
         return layout
     try:
         if not download:

@@ -31,14 +31,13 @@ PROBE_SECONDS = 10.0  # how long a host may show its speed before its total time
 def download_cifar10(root: Path, attempt_seconds: float = 600) -> Layout:
     """Fetch the official archive (170 MB) to ``root``, from the first of ``URLS`` that delivers.
 
-    A host is given up when it fails, sends other bytes, or turns out (after ``PROBE_SECONDS``) to need more
-    than ``attempt_seconds`` in all. The archive appears under its name only when its MD5 is right. ``root`` is made
-    if missing.
+    A host is given up when it fails, sends other bytes, or turns out (after ``PROBE_SECONDS``) to need more than
+    ``attempt_seconds`` in all. The archive appears only when its MD5 is right; ``root`` is made if missing.
 
     Raises:
         DataError: If no host delivered; names each one and why.
     """
-    archive = Path(root) / ARCHIVE
+    archive = root / ARCHIVE
     made = [folder for folder in archive.parents if not folder.exists()]
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +59,7 @@ def download_cifar10(root: Path, attempt_seconds: float = 600) -> Layout:
         with suppress(OSError):  # not empty: the download went well, or somebody else put something there
             for folder in made:
                 folder.rmdir()
-    raise no_data(Path(root), f"the download failed ({'; '.join(attempts)})")
+    raise no_data(root, f"the download failed ({'; '.join(attempts)})")
 
 
 def _fetch(url: str, file: BinaryIO, attempt_seconds: float) -> None:
@@ -80,9 +79,8 @@ def _fetch(url: str, file: BinaryIO, attempt_seconds: float) -> None:
             elapsed = time.monotonic() - start
             projected = elapsed * max(1, ARCHIVE_BYTES / received)
             if projected > attempt_seconds and elapsed > min(PROBE_SECONDS, attempt_seconds):
-                speed, minutes = received / elapsed / 1000, projected / 60
-                limit = f"the limit is {attempt_seconds / 60:.0f}"
-                raise OSError(f"too slow, {speed:.0f} kB/s would take {minutes:.0f} min, {limit}")
+                speed, minutes, limit = received / elapsed / 1000, projected / 60, attempt_seconds / 60
+                raise OSError(f"too slow, {speed:.0f} kB/s would take {minutes:.0f} min, the limit is {limit:.0f}")
     if received != ARCHIVE_BYTES:  # less where the line broke off or a login page came
         raise OSError(f"sent {received} bytes, expected {ARCHIVE_BYTES}")
     if digest.hexdigest() != ARCHIVE_MD5:

@@ -8,7 +8,6 @@ import os
 import stat
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -32,42 +31,34 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 REPLACE = "Replace or delete it"
 
 
-class _ImageFile(NamedTuple):
-    path: str
-    target: int
-    size: int
-    mtime_ns: int
-
-
 def load_folders(root: Path, split: Split) -> LabelledImages:
     """Read ``root/<split>/<class>/*``: classes in label order, sorted by file name within a class."""
     files = _list_images(root / split)
     if len(files) != SPLIT_SIZES[split]:
         log.warning("%s: %d images, CIFAR-10 has %d", root / split, len(files), SPLIT_SIZES[split])
-    targets = torch.tensor([file.target for file in files], dtype=torch.int64)  # (N,)
-    cache = root / ".cache" / f"{split}.npz"
-    fingerprint = _fingerprint(files, root)
-    images = _read_cache(cache, fingerprint, len(files))
+    targets = torch.tensor([CLASSES.index(path.parent.name) for path in files])  # (N,) int64
+    cache, fingerprint = root / ".cache" / f"{split}.npz", _fingerprint(files, root)
+    images = _read_cache(cache, fingerprint)
     if images is None:
-        images = _decode(files, split)
+        images = _decode(list(files), split)
         _write_cache(cache, fingerprint, images)
     return LabelledImages(torch.from_numpy(images), targets)
 
 
-def _list_images(folder: Path) -> list[_ImageFile]:
-    files: list[_ImageFile] = []
+def _list_images(folder: Path) -> dict[Path, os.stat_result]:
+    files: dict[Path, os.stat_result] = {}
     entries, kinds = 0, "/".join(SUFFIXES)
-    for target, name in enumerate(CLASSES):
-        paths, remedy = folder / name, f"Put the images of class {name} there"
+    for name in CLASSES:
+        class_folder, remedy = folder / name, f"Put the images of class {name} there"
         try:
-            names = sorted(os.listdir(paths))
+            paths = [class_folder / entry for entry in sorted(os.listdir(class_folder))]
         except OSError as error:
-            raise DataError(paths, f"{reason(error)}, expected a folder of {kinds} files", remedy) from error
-        found = [file for entry in names if (file := _image_file(paths / entry, target))]
+            raise DataError(class_folder, f"{reason(error)}, expected a folder of {kinds} files", remedy) from error
+        found = {path: info for path in paths if (info := _image_file(path))}
         if not found:
-            raise DataError(paths, f"no {kinds} files, expected at least one", remedy)
-        entries += len(names)
-        files += found
+            raise DataError(class_folder, f"no {kinds} files, expected at least one", remedy)
+        entries += len(paths)
+        files |= found
     others = set(os.listdir(folder)) - set(CLASSES)
     for count, why in ((entries - len(files), "hidden or not images"), (len(others), "not among the ten classes")):
         if count:
@@ -75,7 +66,7 @@ def _list_images(folder: Path) -> list[_ImageFile]:
     return files
 
 
-def _image_file(path: Path, target: int) -> _ImageFile | None:
+def _image_file(path: Path) -> os.stat_result | None:
     """None for what is no image by its name, and for folders: a link that goes round in circles is harmless."""
     if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES:
         return None
@@ -87,28 +78,28 @@ def _image_file(path: Path, target: int) -> _ImageFile | None:
         return None
     if not stat.S_ISREG(info.st_mode):  # a pipe would be read from for ever
         raise DataError(path, "not a regular file, expected an image", REPLACE)
-    return _ImageFile(str(path), target, info.st_size, info.st_mtime_ns)
+    return info
 
 
-def _decode(files: list[_ImageFile], split: Split) -> np.ndarray:
+def _decode(paths: list[Path], split: Split) -> np.ndarray:
     # One thread: Pillow's overhead per image holds the GIL, and two or four threads measured slower than one.
-    images = np.empty((len(files), 3, 32, 32), dtype=np.uint8)
+    images = np.empty((len(paths), 3, 32, 32), dtype=np.uint8)
     modes = Counter[str]()
-    for i, file in enumerate(progress_bar(files, desc=f"Decoding {split} images", unit="image")):
-        pixels, mode = _decode_one(file.path)  # (32, 32, 3)
+    for i, path in enumerate(progress_bar(paths, desc=f"Decoding {split} images", unit="image")):
+        pixels, mode = _decode_one(path)  # (32, 32, 3)
         images[i] = pixels.transpose(2, 0, 1)  # (3, 32, 32)
         modes[mode] += 1
     del modes["RGB"]
     if modes:
         named = ", ".join(f"{count} {mode}" for mode, count in sorted(modes.items()))
-        log.warning("%s: %d of %d images converted to RGB (%s)", split, modes.total(), len(files), named)
+        log.warning("%s: %d of %d images converted to RGB (%s)", split, modes.total(), len(paths), named)
     return images
 
 
-def _decode_one(path: str) -> tuple[np.ndarray, str]:
+def _decode_one(path: Path) -> tuple[np.ndarray, str]:
     """One image file to pixels ``(32, 32, 3)`` uint8 RGB, and the mode they were stored in."""
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             head = file.read(25)
             file.seek(0)
             # Two formats by name: Pillow would otherwise guess among dozens, one of which runs Ghostscript.
@@ -129,28 +120,25 @@ def _decode_one(path: str) -> tuple[np.ndarray, str]:
     raise DataError(path, wrong, REPLACE)
 
 
-def _fingerprint(files: list[_ImageFile], root: Path) -> str:
+def _fingerprint(files: dict[Path, os.stat_result], root: Path) -> str:
     """Changes whenever a file is added, removed, renamed or written to, or the decoder is another."""
     digest = hashlib.sha256(f"pillow {PIL.__version__}\n".encode())
-    for file in files:
-        relative = file.path.removeprefix(str(root))  # so that the folder may move
-        digest.update(os.fsencode(f"{relative}\0{file.size}\0{file.mtime_ns}\n"))
+    for path, info in files.items():
+        relative = str(path).removeprefix(str(root))  # so that the folder may move
+        digest.update(os.fsencode(f"{relative}\0{info.st_size}\0{info.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 
-def _read_cache(cache: Path, fingerprint: str, n: int) -> np.ndarray | None:
+def _read_cache(cache: Path, fingerprint: str) -> np.ndarray | None:
     if not os.path.isfile(cache):
         return None
     try:
         # A zip, so damage shows in its CRC. Opened here, because np.load leaves a damaged file open.
         with cache.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if str(arrays["fingerprint"]) != fingerprint:
-                return None
-            images = arrays["images"]
+            return arrays["images"] if str(arrays["fingerprint"]) == fingerprint else None
     except Exception as error:  # zipfile, zlib and numpy raise many kinds; whichever, the images are still there
         log.info("%s: damaged (%s), decoding the images anew", cache, reason(error))
         return None
-    return images if images.shape == (n, 3, 32, 32) and images.dtype == np.uint8 else None
 
 
 def _write_cache(cache: Path, fingerprint: str, images: np.ndarray) -> None:
