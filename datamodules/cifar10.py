@@ -75,17 +75,15 @@ class EpochSampler(DistributedSampler[RawBatch]):
 
     In training every process gets as many images (DistributedSampler repeats a few at the end to even them out); in
     evaluation each image comes exactly once over all processes, so that the metrics are those of one process.
-
-    The next iteration leaves out ``skip`` of its images at its start, once: a run that goes on in the middle of an
-    epoch has had them.
+    The next iteration leaves out ``skip`` images at its start, once: a run that goes on in mid-epoch has had them.
     """
 
     def __init__(self, dataset: ImageSet, shuffle: bool, seed: int, num_replicas: int, rank: int) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
         self.skip = 0
-        self.share = range(rank, len(dataset), num_replicas)  # in evaluation
+        self.share = range(rank, len(dataset), num_replicas)  # what evaluation goes through
         if not shuffle:
-            self.num_samples = len(self.share)
+            self.num_samples = len(self.share)  # the sampler's length
 
     def __iter__(self) -> Iterator[int]:  # type: ignore[override]
         """Places in the data set."""
@@ -114,7 +112,7 @@ class CIFAR10DataModule(LightningDataModule):
         lighting_std: Standard deviation of the PCA lighting's draws, 0.1 in section 4.1; 0 switches it off.
         scale_jitter: Largest factor by which training images grow or shrink, in width and in height apart, beyond the
             enlargement to ``image_size``; 1 to 2, 1 switches it off. Not the paper's.
-        cutout: Height and width in pixels of a grey square in each training crop; 0: none. Not the paper's.
+        cutout: Height and width in pixels of a grey square in training crops; 0 switches it off. Not the paper's.
         input_scale: ``unit`` divides by the training set's standard deviation per channel after its mean is subtracted.
             ``raw`` is the paper's "(centered) raw RGB values", 0 to 255 less the mean (section 2): 60 times as large.
         test_crops: 1 tests the centre crop; 10 the ten crops of section 4.1.

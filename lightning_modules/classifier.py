@@ -73,9 +73,8 @@ class AlexNetClassifier(LightningModule):
         check(above_0, "milestones", milestones, "epochs above 0", "Choose the epochs to divide at")
         check(0 < warmup < 1, "warmup", warmup, "a part of the run between 0 and 1", "Choose one, such as 0.25")
         self.save_hyperparameters()
-        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        self.lr, self.momentum, self.weight_decay, self.seed = lr, momentum, weight_decay, seed
         self.schedule, self.patience, self.milestones, self.warmup = schedule, patience, milestones or [30, 60], warmup
-        self.seed = seed
         self.net = AlexNet(**network)
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
