@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
-from callbacks.base import EveryNEpochs, Stage, check_at_least, evenly_spaced_images, looking, model_of, write_scalars
+from callbacks import base
+from callbacks.base import EveryNEpochs, Stage
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 
@@ -17,14 +18,12 @@ LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 class LayerStats(NamedTuple):
     """What a layer puts out on some images, after the activation function.
 
-    Attributes:
-        dead: The fraction of channels (of a fully connected layer: units) that are zero on every image at every
-            position, in ``[0, 1]``: with a ReLU, those that no image of these teaches any more.
-        scale: Root of the mean square over all activations.
+    A channel (of a fully connected layer: a unit) is dead if it is zero on every image at every position: with a ReLU,
+    no image of these teaches it any more.
     """
 
-    dead: float
-    scale: float
+    dead: float  # the fraction of channels, in [0, 1]
+    scale: float  # root of the mean square over all activations
 
 
 def layer_stats(activations: Tensor) -> LayerStats:
@@ -83,10 +82,6 @@ class ActivationStats(EveryNEpochs):
         every_n_epochs: 1 measures before the first step and after every epoch; 0 only at the start and at the end.
         num_images: The same in the whole run, spread evenly over the validation images.
         enabled: False switches the callback off.
-
-    Raises:
-        ValueError: If an argument is out of range.
-        TypeError: If model or DataModule lack what it needs (when fit begins).
     """
 
     of_datamodule = ("query_dataloader",)
@@ -94,20 +89,19 @@ class ActivationStats(EveryNEpochs):
 
     def __init__(self, every_n_epochs: int = 1, num_images: int = 64, enabled: bool = True) -> None:
         super().__init__(every_n_epochs, enabled)
-        check_at_least(1, num_images=num_images)
+        base.check_at_least(1, num_images=num_images)
         self.num_images = num_images
 
     def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
-        model = model_of(pl_module)
-        with looking(pl_module):
-            fetched = evenly_spaced_images(trainer, stage, self.num_images)
+        model = base.model_of(pl_module)
+        with base.looking(pl_module):
+            fetched = base.evenly_spaced_images(trainer, stage, self.num_images)
             if fetched is None:
                 self.warn("no validation images to measure on.")
                 return
-            with trainer.precision_plugin.forward_context():  # the precision of training and validation
-                # embed() runs the layers themselves: a compiled network would pass by their hooks.
-                stats = measure(model.net, lambda: model.embed(fetched[0]))
+            # embed() runs the layers themselves: a compiled network would pass by their hooks.
+            stats = measure(model.net, lambda: base.forward(trainer, model.embed, fetched[0]))
         values = {f"dead/{name}": layer.dead for name, layer in stats.items()}
         values |= {f"activation_scale/{name}": layer.scale for name, layer in stats.items()}
         if values:
-            write_scalars(trainer, values)
+            base.write_scalars(trainer, values)

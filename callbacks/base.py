@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, cast
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from callbacks.checkpoints.progress import trained_epochs
+from callbacks.pure.choosing import evenly_spaced
 
 Stage = Literal["val", "test"]
 
@@ -63,20 +64,17 @@ def datamodule_of(trainer: Trainer) -> LookedAtData:
 
 
 def model_of(pl_module: LightningModule) -> LookedAtModel:
-    """The LightningModule as the contract has it; :class:`Looking` has checked it likewise."""
+    """The LightningModule as the contract has it; checked likewise."""
     return cast(LookedAtModel, pl_module)
 
 
 # ---- images, and the network in evaluation mode ------------------------------------------------------------
 
 
-def evenly_spaced(size: int, count: int) -> list[int]:
-    """Places of at most ``count`` of ``size`` things, ascending, spread evenly from the first on.
-
-    Of images that are sorted by class they take as many from each class; the same for the same arguments.
-    """
-    count = min(count, size)
-    return [i * size // count for i in range(count)]
+def to_model(trainer: Trainer, batch: Any) -> tuple[Tensor, Tensor]:
+    """A loader's batch on the network's device, in its precision: images ``(B, 3, H, W)``, int64 targets ``(B,)``."""
+    images, targets = trainer.strategy.batch_to_device(batch)
+    return trainer.precision_plugin.convert_input(images), targets
 
 
 def fetch(trainer: Trainer, loader: Any, places: list[int]) -> tuple[Tensor, Tensor]:
@@ -84,21 +82,22 @@ def fetch(trainer: Trainer, loader: Any, places: list[int]) -> tuple[Tensor, Ten
     return to_model(trainer, loader.dataset.fetch(places))
 
 
-def to_model(trainer: Trainer, batch: Any) -> tuple[Tensor, Tensor]:
-    """A loader's batch as the network takes it, on its device and in its precision.
-
-    Returns:
-        Images ``(B, 3, H, W)`` and targets ``(B,)`` int64.
-    """
-    images, targets = trainer.strategy.batch_to_device(batch)
-    return trainer.precision_plugin.convert_input(images), targets
-
-
 def evenly_spaced_images(trainer: Trainer, stage: Stage, count: int) -> tuple[Tensor, Tensor] | None:
     """Fetch ``count`` images of the stage, the same at every call; None where there are none. See :func:`fetch`."""
     loader = datamodule_of(trainer).query_dataloader(stage)
-    size = len(loader.dataset)
-    return fetch(trainer, loader, evenly_spaced(size, count)) if size else None
+    places = evenly_spaced(len(loader.dataset), count)
+    return fetch(trainer, loader, places) if places else None
+
+
+def rgb_of(trainer: Trainer, images: Tensor) -> Tensor:
+    """What :func:`to_model` made of images, as float RGB in ``[0, 1]`` again."""
+    return datamodule_of(trainer).to_rgb(images.float())
+
+
+def forward(trainer: Trainer, part: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """What a part of the model, such as ``embed``, makes of images in the run's precision: float32."""
+    with trainer.precision_plugin.forward_context():
+        return part(images).float()
 
 
 @contextmanager
@@ -142,13 +141,11 @@ def new_file(trainer: Trainer, filename: str) -> Path | None:
 
 
 def write_image(trainer: Trainer, tag: str, filename: str, image: Tensor) -> None:
-    """Give an image to every TensorBoard logger, at the trainer's step, and save it as PNG in the run's folder.
+    """Give an image ``(3, H, W)`` uint8 to every TensorBoard logger, at the trainer's step, and save it as PNG.
 
-    To be called in every process. ``filename`` is a path below that folder, where an older file is replaced; the image
-    is ``(3, H, W)`` uint8.
+    To be called in every process. ``filename`` is a path in the run's folder, where an older file is replaced.
     """
-    path = new_file(trainer, filename)
-    if path is not None:
+    if path := new_file(trainer, filename):
         Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(path)
     for logger in tensorboards(trainer):
         logger.experiment.add_image(tag, image, global_step=trainer.global_step)
@@ -156,8 +153,7 @@ def write_image(trainer: Trainer, tag: str, filename: str, image: Tensor) -> Non
 
 def write_text(trainer: Trainer, tag: str, text: str, filename: str | None = None) -> None:
     """Give markdown to every TensorBoard logger, likewise, and save it if it has a file's name."""
-    path = new_file(trainer, filename) if filename is not None else None
-    if path is not None:
+    if filename and (path := new_file(trainer, filename)):
         path.write_text(text + "\n", encoding="utf-8")
     for logger in tensorboards(trainer):
         logger.experiment.add_text(tag, text, global_step=trainer.global_step)
@@ -182,11 +178,11 @@ def check_at_least(least: int, **arguments: int) -> None:
 class Looking(Callback):
     """A callback that looks at a run and changes nothing of it. Subclasses do nothing while ``disabled``.
 
+    All of them raise a ``ValueError`` for an argument out of range, and when fit, validate or test begins a
+    ``TypeError`` if model or DataModule lack what they ask for.
+
     Args:
         enabled: False switches the callback off.
-
-    Raises:
-        TypeError: If model or DataModule lack what the subclass asks for (when fit, validate or test begins).
     """
 
     of_datamodule: ClassVar[tuple[str, ...]] = ()  # parts of LookedAtData
@@ -224,10 +220,6 @@ class EveryNEpochs(Looking):
     Args:
         every_n_epochs: 1 looks after every epoch; 0 after none, but at the start and at the end.
         enabled: False switches the callback off.
-
-    Raises:
-        ValueError: If ``every_n_epochs`` is negative.
-        TypeError: As :class:`Looking`.
     """
 
     at_start: bool = True  # before the first step of fit
@@ -247,6 +239,10 @@ class EveryNEpochs(Looking):
         Called in every process, without gradients.
         """
         raise NotImplementedError
+
+    def draw(self, trainer: Trainer, name: str, stage: Stage, epochs: int, image: Tensor) -> None:
+        """Write an image of a stage, such as ``name/val`` and ``name/val_epoch_003.png``: see :func:`write_image`."""
+        write_image(trainer, f"{name}/{stage}", f"{name}/{stage}_epoch_{epochs:03d}.png", image)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check what is asked for, and forget an earlier run."""

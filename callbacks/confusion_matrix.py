@@ -11,7 +11,8 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from callbacks.base import EveryNEpochs, Stage, check_at_least, datamodule_of, write_image, write_text
+from callbacks.base import EveryNEpochs, Stage, check_at_least, datamodule_of, write_text
+from callbacks.pure.canvas import to_uint8
 from callbacks.pure.confusion_panel import Pair, confusion_panel, confusion_text, most_confused
 
 THUMBNAIL = 32  # pixels: CIFAR-10's own size, so hundreds of kept images are nothing
@@ -39,9 +40,7 @@ class ConfusionMatrix(EveryNEpochs):
             class, column: predicted class. None before the first.
 
     Raises:
-        ValueError: If an argument is out of range.
-        TypeError: If the DataModule lacks what it needs (when fit or test begins), or if the model's steps return no
-            log-probabilities (at the first batch).
+        TypeError: If the model's steps return no log-probabilities (at the first batch).
     """
 
     at_start = False
@@ -90,15 +89,13 @@ class ConfusionMatrix(EveryNEpochs):
                 f"got {type(outputs).__name__} from {type(pl_module).__name__}"
             )
         images, targets = batch
-        with torch.no_grad():
-            log_probabilities: Tensor = outputs["log_probabilities"]
-            predicted = log_probabilities.argmax(1)
-            classes = log_probabilities.shape[1]
-            counts = multiclass_confusion_matrix(predicted, targets, classes, validate_args=False)
-            self._counting = counts if self._counting is None else self._counting + counts
-            if self.examples and self.pairs:
-                surest = log_probabilities.float().amax(1).exp()
-                self._keep(trainer, images, targets.tolist(), predicted.tolist(), surest.tolist())
+        log_probabilities: Tensor = outputs["log_probabilities"].detach()
+        classes = log_probabilities.shape[1]
+        highest, predicted = log_probabilities.max(1)
+        counts = multiclass_confusion_matrix(predicted, targets, classes, validate_args=False)
+        self._counting = counts if self._counting is None else self._counting + counts
+        if self.examples and self.pairs:
+            self._keep(trainer, images, targets.tolist(), predicted.tolist(), highest.float().exp().tolist())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sum over processes. In fit it is drawn at the epoch's end, if that is its turn; otherwise at once."""
@@ -138,13 +135,12 @@ class ConfusionMatrix(EveryNEpochs):
         names = datamodule_of(trainer).class_names
         pairs = most_confused(self.counts, self.pairs)
         examples = self._gathered(trainer, pairs)
-        title = f"{stage} images after epoch {epochs}"
         right, total = int(self.counts.diagonal().sum()), int(self.counts.sum())
-        heading = f"{title}: {right} of {total} right, {100 * right / max(total, 1):.2f} %"
-        name = f"confusion/{stage}_epoch_{epochs:03d}"
-        panel = confusion_panel(self.counts, names, examples, heading)
-        write_image(trainer, f"confusion/{stage}", f"{name}.png", panel)
-        write_text(trainer, f"confusion/{stage}", confusion_text(self.counts, names, pairs, heading), f"{name}.md")
+        accuracy = f"{right} of {total} right, {100 * right / max(total, 1):.2f} %"
+        title = f"{stage} images after epoch {epochs}: {accuracy}"
+        self.draw(trainer, "confusion", stage, epochs, confusion_panel(self.counts, names, examples, title))
+        text = confusion_text(self.counts, names, pairs, title)
+        write_text(trainer, f"confusion/{stage}", text, f"confusion/{stage}_epoch_{epochs:03d}.md")
 
     def _gathered(self, trainer: Trainer, pairs: list[Pair]) -> dict[Pair, list[Tensor]]:
         """The surest mistakes of all processes, for each pair: ``(3, h, w)`` float RGB in ``[0, 1]``."""
@@ -161,18 +157,14 @@ class ConfusionMatrix(EveryNEpochs):
             trainer.strategy.all_gather(t.to(device)).view(-1, *t.shape).transpose(0, 1).flatten(1, 2).cpu()
             for t in (probabilities, images)
         )
-        order = every_probability.sort(dim=1, descending=True, stable=True)
-        return {
-            pair: [
-                every_image[row, place].float() / 255
-                for probability, place in zip(order.values[row].tolist(), order.indices[row].tolist(), strict=True)
-                if probability >= 0
-            ][: self.examples]
-            for row, pair in enumerate(pairs)
-        }
+        found = {}
+        for pair, chances, pictures in zip(pairs, every_probability, every_image, strict=True):
+            chances, order = chances.sort(descending=True, stable=True)
+            found[pair] = list(pictures[order][chances >= 0][: self.examples].float() / 255)
+        return found
 
 
 def _thumbnail(rgb: Tensor) -> Tensor:
     """An image ``(1, 3, H, W)`` float RGB in ``[0, 1]`` as ``(3, THUMBNAIL, THUMBNAIL)`` uint8 on the CPU."""
     (small,) = F.interpolate(rgb, (THUMBNAIL, THUMBNAIL), mode="bilinear", align_corners=False, antialias=True)
-    return small.clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+    return to_uint8(small)

@@ -12,18 +12,11 @@ from callbacks.pure.filter_grid import filter_grid, full_colour
 
 
 def filters_of(module: nn.Module, layer: str = "net.conv1") -> tuple[Tensor, int]:
-    """The filters of a layer, and how they are shared out.
-
-    Args:
-        module: The network's LightningModule.
-        layer: Name of the layer in it.
+    """The filters of a LightningModule's layer, and how they are shared out.
 
     Returns:
         ``(N, 3, h, w)`` weights, and the number of groups into which the next convolution of N channels splits them: in
-        the paper 2, one for each GPU.
-
-    Raises:
-        TypeError: If there is no such layer, or it is no Conv2d of RGB filters.
+        the paper 2, one for each GPU. A TypeError if there is no such layer, or it is no Conv2d of RGB filters.
     """
     modules = dict(module.named_modules())
     filters = modules.get(layer)
@@ -62,10 +55,6 @@ class Conv1Filters(EveryNEpochs):
             chosen for each image, see :func:`full_colour`. Or a number, which makes several runs comparable.
         layer: Which layer it is, by its name in the LightningModule: a Conv2d of RGB filters.
         enabled: False switches the callback off.
-
-    Raises:
-        ValueError: If an argument is out of range.
-        TypeError: If there is no such layer, or it is no Conv2d of RGB filters (when fit begins).
 
     Source:
         Krizhevsky et al. 2012, Figure 3.

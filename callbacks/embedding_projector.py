@@ -6,17 +6,8 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule, Trainer
 
-from callbacks.base import (
-    EveryNEpochs,
-    Stage,
-    check_at_least,
-    datamodule_of,
-    evenly_spaced_images,
-    looking,
-    model_of,
-    tensorboards,
-    write_image,
-)
+from callbacks import base
+from callbacks.base import EveryNEpochs, Stage
 from callbacks.pure.embedding_map import SPRITE, embedding_map, principal_axes
 
 _BATCH = 128
@@ -34,10 +25,6 @@ class EmbeddingProjector(EveryNEpochs):
         num_images: The same in the whole run, spread evenly over the validation images.
         enabled: False switches the callback off.
 
-    Raises:
-        ValueError: If an argument is out of range.
-        TypeError: If model or DataModule lack what it needs (when fit begins).
-
     Source:
         Krizhevsky et al. 2012, section 6.1: images are alike if their fc7 activations are near.
     """
@@ -48,28 +35,28 @@ class EmbeddingProjector(EveryNEpochs):
 
     def __init__(self, every_n_epochs: int = 0, num_images: int = 300, enabled: bool = True) -> None:
         super().__init__(every_n_epochs, enabled)
-        check_at_least(2, num_images=num_images)
+        base.check_at_least(2, num_images=num_images)
         self.num_images = num_images
 
     def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
-        datamodule = datamodule_of(trainer)
-        with looking(pl_module):
-            fetched = evenly_spaced_images(trainer, stage, self.num_images)
+        with base.looking(pl_module):
+            fetched = base.evenly_spaced_images(trainer, stage, self.num_images)
             if fetched is None:
                 self.warn("no validation images to embed.")
                 return
             images, targets = fetched
-            with trainer.precision_plugin.forward_context():  # the precision of training and validation
-                features = [model_of(pl_module).embed(part).flatten(1).float() for part in images.split(_BATCH)]
-            rgb = datamodule.to_rgb(images.float())
+            embed = base.model_of(pl_module).embed
+            embeddings = (
+                torch.cat([base.forward(trainer, embed, part) for part in images.split(_BATCH)]).flatten(1).cpu()
+            )
+            rgb = base.rgb_of(trainer, images)
             sprites = F.interpolate(rgb, (SPRITE, SPRITE), mode="bilinear", antialias=True).clamp(0, 1).cpu()
-        embeddings = torch.cat(features).cpu()
         if not bool(embeddings.isfinite().all()):
             self.warn(f"features are NaN or infinite after epoch {epochs}: nothing shown.")
             return
         points = principal_axes(embeddings)
-        classes, names = targets.tolist(), datamodule.class_names
-        for logger in tensorboards(trainer):
+        classes, names = targets.tolist(), base.datamodule_of(trainer).class_names
+        for logger in base.tensorboards(trainer):
             logger.experiment.add_embedding(
                 points,
                 metadata=[names[target] for target in classes],
@@ -79,4 +66,4 @@ class EmbeddingProjector(EveryNEpochs):
             )
         flat = F.pad(points, (0, max(0, 2 - points.shape[1])))[:, :2]
         picture = embedding_map(flat, sprites, classes, names, f"{stage} images after epoch {epochs}")
-        write_image(trainer, f"embedding/{stage}", f"embedding/{stage}_epoch_{epochs:03d}.png", picture)
+        self.draw(trainer, "embedding", stage, epochs, picture)

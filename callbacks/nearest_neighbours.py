@@ -22,13 +22,12 @@ from callbacks.base import (
     Stage,
     check_at_least,
     datamodule_of,
-    evenly_spaced,
     looking,
     model_of,
     to_model,
-    write_image,
     write_scalars,
 )
+from callbacks.pure.choosing import evenly_spaced, spread_queries
 from callbacks.pure.knn import merge_neighbours, nothing_found, retrieval_precision, search_block
 from callbacks.pure.retrieval_panel import retrieval_panel
 
@@ -49,27 +48,6 @@ class Retrieved(NamedTuple):
     indices: Tensor
     query_targets: Tensor
     neighbour_targets: Tensor
-
-
-def spread_queries(targets: Sequence[int], count: int) -> list[int]:
-    """Choose which queries to show: the first image of classes spread evenly over all; more images a class if need be.
-
-    Args:
-        targets: The class of each query.
-        count: How many to choose.
-
-    Returns:
-        Places of at most ``count`` queries, in the order of their classes. The same for the same arguments.
-    """
-    places: dict[int, list[int]] = {}
-    for place, target in enumerate(targets):
-        places.setdefault(target, []).append(place)
-    chosen: list[int] = []
-    for turn in range(max(map(len, places.values()), default=0)):
-        row = [places[target][turn] for target in sorted(places) if turn < len(places[target])]
-        take = min(len(row), count - len(chosen))
-        chosen += [row[i * len(row) // take] for i in range(take)]
-    return sorted(chosen, key=lambda place: (targets[place], place))
 
 
 def retrieve(
@@ -159,10 +137,6 @@ class NearestNeighbours(EveryNEpochs):
     Attributes:
         precision: The newest value of each metric, such as ``{"val/retrieval_p1": 0.31}``, in ``[0, 1]``.
 
-    Raises:
-        ValueError: If an argument is out of range.
-        TypeError: If model or DataModule lack what it needs (when fit or test begins).
-
     Source:
         Krizhevsky et al. 2012, section 6.1 and Figure 4, right.
     """
@@ -209,14 +183,13 @@ class NearestNeighbours(EveryNEpochs):
             if found is None:
                 self.warn(f"features are NaN or infinite after epoch {epochs}: nothing shown.")
                 return
-            title = f"{stage} images after epoch {epochs}"
-            image = self._panel(trainer, gallery, queries, places, found, title)
+            image = self._panel(trainer, gallery, queries, places, found, f"{stage} images after epoch {epochs}")
         # Asked for 10 neighbours in a gallery of 7, it is the precision of the 7.
         values = retrieval_precision(found.neighbour_targets, found.query_targets, range(1, k + 1))
         precision = {f"{stage}/retrieval_p{n}": values[min(n, k)] for n in self.precision_at}
         self.precision.update(precision)
         write_scalars(trainer, precision)
-        write_image(trainer, f"retrieval/{stage}", f"retrieval/{stage}_epoch_{epochs:03d}.png", image)
+        self.draw(trainer, "retrieval", stage, epochs, image)
 
     def _panel(
         self, trainer: Trainer, gallery: Any, queries: Any, places: list[int], found: Retrieved, title: str

@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Mapping
 from typing import Any, cast
 
 import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor, nn
+from torch import nn
 
 from callbacks.base import Looking, evenly_spaced_images, looking, run_folder, tensorboards, write_text
 
@@ -25,16 +24,15 @@ def shared_plots() -> Layout:
     would take ``train/loss_step`` along.
     """
 
-    def both(metric: str) -> tuple[str, list[str]]:
-        return "Multiline", [f"train/{metric}$", f"val/{metric}$"]
-
+    metrics = {"loss": "loss", "top-1": "top1", "top-5": "top5"}
+    layers = {
+        "dead units": "dead/",
+        "activation scale": "activation_scale/",
+        "conv1: how far filters moved": "filters/moved_(mean|max)",
+    }
     return {
-        "train and val": {"loss": both("loss"), "top-1": both("top1"), "top-5": both("top5")},
-        "layers": {
-            "dead units": ("Multiline", ["dead/"]),
-            "activation scale": ("Multiline", ["activation_scale/"]),
-            "conv1: how far filters moved": ("Multiline", ["filters/moved_(mean|max)"]),
-        },
+        "train and val": {name: ("Multiline", [f"train/{tag}$", f"val/{tag}$"]) for name, tag in metrics.items()},
+        "layers": {name: ("Multiline", [tags]) for name, tags in layers.items()},
     }
 
 
@@ -47,11 +45,7 @@ def hparams_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
 
 
 def add_graph(logger: TensorBoardLogger, network: nn.Module, images: Tensor) -> None:
-    """Give the graph of a network, in evaluation mode, that takes images ``(B, 3, H, W)`` to TensorBoard.
-
-    Raises:
-        RuntimeError: If the network can't be traced.
-    """
+    """Give TensorBoard the graph of a network in evaluation mode; a RuntimeError if it can't be traced."""
     eager = copy.copy(network)  # the same layers; what torch.compile made of them, which can't be traced, stays behind
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of every shape that is checked, and of being deprecated
@@ -116,11 +110,10 @@ class Overview(Looking):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.disabled(trainer) or trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        metrics: Mapping[str, Tensor] = trainer.callback_metrics
-        if self.metric not in metrics:
+        if self.metric not in trainer.callback_metrics:
             return
-        value = float(metrics[self.metric])
-        if self._best is None or value > self._best or math.isnan(self._best):
+        value = float(trainer.callback_metrics[self.metric])
+        if self._best is None or math.isnan(self._best) or value > self._best:
             self._best = value
         row = {f"hp/{self.metric.replace('/', '_')}": self._best}
         for logger in tensorboards(trainer):
@@ -135,8 +128,6 @@ def _config(trainer: Trainer, pl_module: LightningModule) -> str:
     path = run_folder(trainer) / "config.yaml"
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    return cast(str, yaml.safe_dump({name: _plain(value) for name, value in hparams_of(trainer, pl_module).items()}))
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, bool | int | float | str | type(None)) else str(value)
+    settings = hparams_of(trainer, pl_module)
+    plain = {k: v if isinstance(v, bool | int | float | str | None) else str(v) for k, v in settings.items()}
+    return cast(str, yaml.safe_dump(plain))

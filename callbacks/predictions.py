@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from lightning import LightningModule, Trainer
 
-from callbacks.base import (
-    EveryNEpochs,
-    Stage,
-    check_at_least,
-    datamodule_of,
-    evenly_spaced,
-    fetch,
-    looking,
-    model_of,
-    write_image,
-)
-from callbacks.nearest_neighbours import spread_queries
+from callbacks.base import EveryNEpochs, Stage, check_at_least, datamodule_of, fetch, forward, looking, model_of, rgb_of
+from callbacks.pure.choosing import evenly_spaced, spread_queries
 from callbacks.pure.prediction_panel import prediction_panel
 
 
@@ -30,10 +20,6 @@ class Predictions(EveryNEpochs):
         every_n_epochs: 1 draws after every epoch; 0 only at the start and at the end.
         num_images: 8 in the paper.
         enabled: False switches the callback off.
-
-    Raises:
-        ValueError: If an argument is out of range.
-        TypeError: If model or DataModule lack what it needs (when fit or test begins).
 
     Source:
         Krizhevsky et al. 2012, Figure 4, left.
@@ -66,9 +52,8 @@ class Predictions(EveryNEpochs):
                 chosen = spread_queries(fetch(trainer, loader, places)[1].tolist(), self.num_images)
                 self._places[stage] = [places[i] for i in chosen]
             images, targets = fetch(trainer, loader, self._places[stage])
-            with trainer.precision_plugin.forward_context():  # the precision of training and validation
-                probabilities = model_of(pl_module).log_probabilities(images).float().exp()
-            rgb = datamodule.to_rgb(images.float()).cpu()
+            probabilities = forward(trainer, model_of(pl_module).log_probabilities, images).exp()
+            rgb = rgb_of(trainer, images).cpu()
         if bool(probabilities.isnan().any()):
             self.warn(f"probabilities are NaN after epoch {epochs}: nothing shown.")
             return
@@ -76,4 +61,4 @@ class Predictions(EveryNEpochs):
         if stage == "val":
             title = f"{title} (step {trainer.global_step})" if trainer.global_step else "val images before training"
         panel = prediction_panel(rgb, probabilities, targets.tolist(), datamodule.class_names, title)
-        write_image(trainer, f"predictions/{stage}", f"predictions/{stage}_epoch_{epochs:03d}.png", panel)
+        self.draw(trainer, "predictions", stage, epochs, panel)

@@ -16,10 +16,7 @@ from callbacks.base import Looking, write_scalars
 
 
 def process_memory() -> float | None:
-    """Memory that this process holds, in GiB: of the system's page tables on Linux, its peak so far elsewhere on Unix.
-
-    None where neither can be had.
-    """
+    """GiB that this process holds: on Linux now, elsewhere on Unix its peak so far, on other systems None."""
     try:
         import resource
     except ImportError:
