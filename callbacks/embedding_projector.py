@@ -46,11 +46,10 @@ class EmbeddingProjector(EveryNEpochs):
                 return
             images, targets = fetched
             embed = base.model_of(pl_module).embed
-            embeddings = (
-                torch.cat([base.forward(trainer, embed, part) for part in images.split(_BATCH)]).flatten(1).cpu()
-            )
+            features = [base.forward(trainer, embed, part).flatten(1) for part in images.split(_BATCH)]
             rgb = base.rgb_of(trainer, images)
             sprites = F.interpolate(rgb, (SPRITE, SPRITE), mode="bilinear", antialias=True).clamp(0, 1).cpu()
+        embeddings = torch.cat(features).cpu()
         if not bool(embeddings.isfinite().all()):
             self.warn(f"features are NaN or infinite after epoch {epochs}: nothing shown.")
             return

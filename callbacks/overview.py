@@ -10,7 +10,7 @@ from typing import Any, cast
 import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
+from torch import Tensor, nn
 
 from callbacks.base import Looking, evenly_spaced_images, looking, run_folder, tensorboards, write_text
 
@@ -129,5 +129,5 @@ def _config(trainer: Trainer, pl_module: LightningModule) -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8")
     settings = hparams_of(trainer, pl_module)
-    plain = {k: v if isinstance(v, bool | int | float | str | None) else str(v) for k, v in settings.items()}
+    plain = {k: v if isinstance(v, int | float | str | None) else str(v) for k, v in settings.items()}
     return cast(str, yaml.safe_dump(plain))

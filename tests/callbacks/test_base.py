@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers.small_net import SmallNet, events, run, scalars, trainer_for
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from callbacks.base import EveryNEpochs, Stage, evenly_spaced, model_of, write_scalars
+from callbacks.base import EveryNEpochs, Stage, model_of, write_scalars
 from datamodules import CIFAR10DataModule
 
 
@@ -84,8 +83,3 @@ def test_every_logger_gets_the_values(tmp_path: Path, datamodule: CIFAR10DataMod
         values = [row["val/largest_weight"] for row in csv.DictReader(file) if row["val/largest_weight"]]
     largest = max(float(weights.detach().abs().max()) for weights in model.net.parameters())
     assert [float(value) for value in values][1:] == [pytest.approx(largest)]
-
-
-@pytest.mark.parametrize(("size", "count", "places"), [(10, 5, [0, 2, 4, 6, 8]), (3, 9, [0, 1, 2]), (0, 4, [])])
-def test_evenly_spaced(size: int, count: int, places: list[Any]) -> None:
-    assert evenly_spaced(size, count) == places

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from helpers.small_net import SmallNet, events, run, trainer_for
+from helpers.small_net import SmallNet, events, png, run, trainer_for
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from callbacks import LOOKS
@@ -50,6 +54,16 @@ def expected(name: str) -> list[str]:
     return [f"{start}{epoch:03d}.png" for epoch in epochs]
 
 
+def drawn_by_test(name: str, epoch: int) -> list[str]:
+    """What a test draws of a network that was trained for so many epochs."""
+    looked = name in ("confusion_matrix", "nearest_neighbours", "predictions")
+    return [f"{PICTURES[name][0].replace('/val', '/test')}{epoch:03d}.png"] if looked else []
+
+
+def warns(message: str | None) -> Any:
+    return pytest.warns(UserWarning, match=message) if message else nullcontext()
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_one_file_is_one_class_is_one_config_key(name: str) -> None:
     assert issubclass(LOOKS[name], Looking)
@@ -74,11 +88,11 @@ def test_what_is_written_and_that_training_is_the_same(
     assert len(tags) == (name in PICTURES)
     for tag in tags:
         assert [e.step for e in log.Images(tag)] == [4 * epoch for epoch in PICTURES[name][1]]
+        for logged, path in zip(log.Images(tag), expected(name), strict=True):
+            assert np.array_equal(png(io.BytesIO(logged.encoded_image_string)), png(tmp_path / "watched" / path))
 
     trainer.test(watched, datamodule, verbose=False)
-    tested = {"confusion_matrix", "nearest_neighbours", "predictions"}
-    after = [path for path in pictures(tmp_path / "watched") if "test_epoch_002" in path]
-    assert len(after) == (name in tested)
+    assert [path for path in pictures(tmp_path / "watched") if "test" in path] == drawn_by_test(name, epoch=2)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -124,8 +138,39 @@ def test_switched_off_fast_dev_run_and_sanity_check(tmp_path: Path, datamodule: 
 @pytest.mark.parametrize("name", ALL)
 def test_no_validation_images(tmp_path: Path, small_shapes: None, name: str) -> None:
     data = CIFAR10DataModule(source="shapes10", subset_size=20, val_size=0, batch_size=10, image_size=24)
-    model, _ = run(tmp_path, data, ALL[name](), epochs=1)
+    warned = {
+        "nearest_neighbours": "NearestNeighbours: no val or no training images, so there is nothing to retrieve.",
+        "predictions": "Predictions: no val images to predict.",
+        "activation_stats": "ActivationStats: no validation images to measure on.",
+        "embedding_projector": "EmbeddingProjector: no validation images to embed.",
+    }
+    with warns(warned.get(name)):
+        model, trainer = run(tmp_path, data, ALL[name](), epochs=1)
     assert len(model.losses) == 2
+    trainer.test(model, data, verbose=False)
+    assert [path for path in pictures(tmp_path) if "test" in path] == drawn_by_test(name, epoch=1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ALL)
+def test_a_diverged_network_does_not_stop_the_run(
+    tmp_path: Path, datamodule: CIFAR10DataModule, name: str, value: float
+) -> None:
+    class Diverges(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            for layer in ("net.conv1", "net.fc7", "net.fc8"):
+                pl_module.get_submodule(layer).weight.data.fill_(value)
+
+    warned = {
+        "conv1_filters": "Conv1Filters: conv1 holds NaN",
+        "embedding_projector": "EmbeddingProjector: features are NaN or infinite",
+        "nearest_neighbours": "NearestNeighbours: features are NaN or infinite",
+        "predictions": "Predictions: probabilities are NaN",
+    }
+    with warns(warned.get(name)):
+        _, trainer = run(tmp_path, datamodule, Diverges(), ALL[name]())
+    assert trainer.global_step == 8
+    assert pictures(tmp_path) == [path for path in expected(name) if "epoch_000" in path or name not in warned]
 
 
 def test_ten_crops(tmp_path: Path, small_shapes: None) -> None:
@@ -146,8 +191,28 @@ def test_every_n_epochs(tmp_path: Path, datamodule: CIFAR10DataModule, name: str
     else:
         first = [0] if name in ("conv1_filters", "predictions") else []
         assert pictures(tmp_path) == [f"{PICTURES[name][0]}{epoch:03d}.png" for epoch in [*first, 2, 3]]
-    with pytest.raises(ValueError, match="every_n_epochs: -1 is below 0"):
-        ALL[name](every_n_epochs=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "value", "least"),
+    [
+        *((name, "every_n_epochs", -1, 0) for name in ALL if issubclass(ALL[name], EveryNEpochs)),
+        ("activation_stats", "num_images", 0, 1),
+        ("confusion_matrix", "examples", -1, 0),
+        ("confusion_matrix", "pairs", -1, 0),
+        ("embedding_projector", "num_images", 1, 2),
+        ("nearest_neighbours", "k", 0, 1),
+        ("nearest_neighbours", "max_queries", 0, 1),
+        ("nearest_neighbours", "num_queries", 0, 1),
+        ("nearest_neighbours", "precision_at", (1, 0), 1),
+        ("predictions", "num_images", 0, 1),
+    ],
+)
+def test_counts_out_of_range(name: str, argument: str, value: Any, least: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^{argument}: -?\d is below {least}, expected a count\. Choose {least} or more"
+    ):
+        ALL[name](**{argument: value})
 
 
 def test_what_is_missing_shows_before_training(tmp_path: Path, datamodule: CIFAR10DataModule) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
@@ -11,15 +10,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, small_net
-from helpers.small_net import SmallNet, events, png
+from helpers.small_net import SmallNet, calls_of, events, png
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from callbacks import NearestNeighbours, nearest_neighbours
-from callbacks.nearest_neighbours import spread_queries
-from callbacks.pure.retrieval_panel import retrieval_panel
+from callbacks.pure.choosing import spread_queries
 
 STEPS = 3  # in an epoch
 
@@ -77,17 +74,15 @@ class Data(LightningDataModule):
 
 
 class Net(SmallNet):
-    """Notes how it is called to embed; ``poison`` spoils the features."""
+    """Notes how it is called to embed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embedded: list[tuple[bool, bool]] = []
-        self.poison: float | None = None
 
     def embed(self, images: Tensor) -> Tensor:
         self.embedded.append((self.training, torch.is_grad_enabled()))
-        features = super().embed(images)
-        return features if self.poison is None else features * self.poison
+        return super().embed(images)
 
 
 def trainer_for(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
@@ -145,17 +140,6 @@ def test_precision_is_brute_forces_and_reaches_tensorboard(tmp_path: Path):
     assert pngs(tmp_path) == ["test_epoch_002.png", "val_epoch_002.png"]
 
 
-@pytest.mark.parametrize(("every", "epochs", "looked"), [(0, 3, [3]), (1, 2, [1, 2]), (2, 3, [2, 3]), (2, 4, [2, 4])])
-def test_looks_every_n_epochs_and_at_the_end_once(tmp_path: Path, every: int, epochs: int, looked: list[int]):
-    run(tmp_path, NearestNeighbours(every), epochs=epochs)
-    assert pngs(tmp_path) == [f"val_epoch_{epoch:03d}.png" for epoch in looked]
-    logged = events(tmp_path).Images("retrieval/val")
-    assert [image.step for image in logged] == [STEPS * epoch for epoch in looked]
-    for epoch, image in zip(looked, logged, strict=True):
-        saved = png(tmp_path / f"retrieval/val_epoch_{epoch:03d}.png")
-        np.testing.assert_array_equal(saved, np.array(Image.open(io.BytesIO(image.encoded_image_string))))
-
-
 def test_a_test_alone_can_look(tmp_path: Path):
     model, data, trainer = run(tmp_path, NearestNeighbours(after_fit=False))
     assert pngs(tmp_path) == []
@@ -165,8 +149,7 @@ def test_a_test_alone_can_look(tmp_path: Path):
 
 def test_some_of_many_queries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Every other one of the 20 validation images is looked up; the panel shows those, not their neighbours in line."""
-    shown: list[Tensor] = []
-    monkeypatch.setattr(nearest_neighbours, "retrieval_panel", lambda *a: shown.append(a[0]) or retrieval_panel(*a))
+    shown = calls_of(monkeypatch, nearest_neighbours, "retrieval_panel")
     callback = NearestNeighbours(max_queries=10, num_queries=3, precision_at=(5,))
     model, data, _ = run(tmp_path, callback)
     _, indices = brute_force(model, data, "val", 5)
@@ -174,17 +157,11 @@ def test_some_of_many_queries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     want = (gallery[torch.from_numpy(indices[::2].copy())] == targets[:, None]).double().mean().item()
     assert callback.precision == {"val/retrieval_p5": pytest.approx(want, abs=1e-12)}
     rows = [2 * row for row in spread_queries(targets.tolist(), 3)]
-    torch.testing.assert_close(shown[0], data.sets["val"].images[rows] / 255)
+    torch.testing.assert_close(shown[0][0], data.sets["val"].images[rows] / 255)
 
 
 def test_the_panel_shows_the_neighbours_of_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    shown: list[tuple[Any, ...]] = []
-
-    def listening(*arguments: Any) -> Tensor:
-        shown.append(arguments)
-        return retrieval_panel(*arguments)
-
-    monkeypatch.setattr(nearest_neighbours, "retrieval_panel", listening)
+    shown = calls_of(monkeypatch, nearest_neighbours, "retrieval_panel")
     model, data, _ = run(tmp_path, NearestNeighbours(1, num_queries=3, k=4), epochs=2)
     queries, neighbours, query_targets, neighbour_targets, distances, names, title = shown[-1]
     assert torch.equal(queries, shown[0][0]), "the same queries in the whole run"
@@ -241,28 +218,6 @@ def test_no_precision_is_wanted(tmp_path: Path):
     assert pngs(tmp_path) == ["val_epoch_002.png"]
 
 
-def test_no_validation_images(tmp_path: Path):
-    callback = NearestNeighbours()
-    with pytest.warns(UserWarning, match="no val"):
-        model, data, trainer = run(tmp_path, callback, data=Data(val=0))
-    assert not callback.precision
-    trainer.test(model, datamodule=data, verbose=False)
-    assert pngs(tmp_path) == ["test_epoch_002.png"]
-
-
-@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_diverged_network_does_not_stop_the_run(tmp_path: Path, poison: float):
-    class Diverges(Callback):
-        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            pl_module.poison = poison
-
-    callback = NearestNeighbours(1)
-    with pytest.warns(UserWarning, match="NaN or infinite"):
-        _, _, trainer = run(tmp_path, Diverges(), callback)
-    assert trainer.global_step == 2 * STEPS
-    assert not pngs(tmp_path)
-
-
 def test_one_image_that_overflows_does_not_stop_the_run(tmp_path: Path):
     class Overflows(Callback):
         def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -277,55 +232,10 @@ def test_one_image_that_overflows_does_not_stop_the_run(tmp_path: Path):
     assert not callback.precision
 
 
-def test_a_checkpoint_under_test_is_named_by_its_own_epochs(tmp_path: Path):
-    model, data, trainer = run(tmp_path / "fit", epochs=3)
-    trainer.save_checkpoint(tmp_path / "three.ckpt")
-    trainer_for(tmp_path, NearestNeighbours()).test(model, data, ckpt_path=tmp_path / "three.ckpt", verbose=False)
-    assert pngs(tmp_path) == ["test_epoch_003.png"]
-
-
-def test_what_is_missing_shows_before_training(tmp_path: Path):
-    class NoGallery(LightningDataModule):
-        def train_dataloader(self) -> DataLoader[Any]:
-            return Data().train_dataloader()
-
-    for data in (NoGallery(), None):
-        trainer = trainer_for(tmp_path, NearestNeighbours())
-        with pytest.raises(TypeError, match="gallery_dataloader"):
-            trainer.fit(Net(), train_dataloaders=None if data else Data().train_dataloader(), datamodule=data)
-        assert trainer.global_step == 0
-    model = Net()
-    model.embed = None  # type: ignore[assignment]
-    with pytest.raises(TypeError, match="embed"):
-        trainer_for(tmp_path, NearestNeighbours()).fit(model, datamodule=Data())
-    trainer_for(tmp_path, NearestNeighbours(enabled=False), epochs=1).fit(model, datamodule=Data())
-
-
 def test_bfloat16(tmp_path: Path):
     callback = NearestNeighbours()
     run(tmp_path, callback, precision="bf16-mixed")
     assert 0.25 < callback.precision["val/retrieval_p5"] <= 1
-
-
-def test_bad_arguments():
-    for options, message in (
-        ({"every_n_epochs": -1}, "every_n_epochs: -1 is below 0, expected"),
-        ({"num_queries": 0}, "num_queries: 0 is below 1, expected"),
-        ({"k": 0}, "k: 0 is below 1, expected"),
-        ({"precision_at": (1, 0)}, "precision_at: 0 is below 1, expected"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            NearestNeighbours(**options)
-
-
-def test_shown_queries_are_spread_over_the_classes():
-    targets = [3, 3, 0, 1, 2, 0, 4, 5, 6, 7, 8, 9]
-    assert [targets[i] for i in spread_queries(targets, 5)] == [0, 2, 4, 6, 8]
-    assert spread_queries(targets, 5)[0] == 2  # the first of its class
-    assert [targets[i] for i in spread_queries(targets, 11)] == [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert spread_queries([1, 1, 1], 2) == [0, 1]
-    assert spread_queries([1, 0], 5) == [1, 0]
-    assert spread_queries([], 5) == []
 
 
 def main(folder: str, devices: str) -> None:

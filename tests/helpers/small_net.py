@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
+from datamodules import CIFAR10DataModule
 from helpers.small import SmallAlexNet
 
 
@@ -99,7 +102,21 @@ def scalars(folder: Path, tag: str) -> dict[int, float]:
     return {e.step: e.value for e in events(folder).Scalars(tag)}
 
 
-def png(path: Path) -> np.ndarray:
-    from PIL import Image
-
+def png(path: Any) -> np.ndarray:
+    """Pixels of a file by its path, or open."""
     return np.array(Image.open(path))
+
+
+def inputs_of(data: CIFAR10DataModule, stage: str, places: Any = slice(None)) -> tuple[Tensor, Tensor]:
+    """The network's input for a stage's images at these places, and their targets."""
+    raw, targets = data.images_in("train" if stage == "val" else "test")
+    chosen = (data.split.val if stage == "val" else torch.arange(len(raw)))[places]
+    return data._to_input(raw[chosen]), targets[chosen]
+
+
+def calls_of(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[Any, ...]]:
+    """The arguments of every call of a function from now on, which does what it did."""
+    calls: list[tuple[Any, ...]] = []
+    real = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *arguments: calls.append(arguments) or real(*arguments))
+    return calls
