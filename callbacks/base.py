@@ -134,10 +134,9 @@ def tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
 def new_file(trainer: Trainer, filename: str) -> Path | None:
     """A path in the run's folder, whose own folder is made; None but in the first process. Call it in every one."""
     path = run_folder(trainer) / filename
-    if not trainer.is_global_zero:
-        return None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    if trainer.is_global_zero:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path if trainer.is_global_zero else None
 
 
 def write_image(trainer: Trainer, tag: str, filename: str, image: Tensor) -> None:
@@ -205,17 +204,14 @@ class Looking(Callback):
         if self.disabled(trainer):
             return
         datamodule = getattr(trainer, "datamodule", None)
-        asked = (("datamodule", datamodule, self.of_datamodule), ("model", pl_module, self.of_model))
-        for what, owner, parts in asked:
+        for what, owner, parts in (("datamodule", datamodule, self.of_datamodule), ("model", pl_module, self.of_model)):
             if any(getattr(owner, part, None) is None for part in parts):
                 needs = f"{type(self).__name__} needs a {what} with {', '.join(parts)}"
                 raise TypeError(f"{needs}, got {type(owner).__name__}")
 
 
 class EveryNEpochs(Looking):
-    """Call ``look`` before the first step, every few epochs and at the end of fit: at no step twice.
-
-    A subclass says in ``look`` what there is to see, and by ``at_start``, ``at_end`` and ``at_test`` when besides.
+    """Call the subclass's ``look`` before the first step, every few epochs and at the end of fit: at no step twice.
 
     Args:
         every_n_epochs: 1 looks after every epoch; 0 after none, but at the start and at the end.
@@ -234,10 +230,7 @@ class EveryNEpochs(Looking):
         self._loaded_epochs: int | None = None  # how long the checkpoint under test was trained
 
     def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
-        """Look at a network that was trained for so many epochs: ``val`` in fit, ``test`` in test.
-
-        Called in every process, without gradients.
-        """
+        """Look, in every process, without gradients, at a network that was trained for so many epochs."""
         raise NotImplementedError
 
     def draw(self, trainer: Trainer, name: str, stage: Stage, epochs: int, image: Tensor) -> None:
@@ -257,24 +250,21 @@ class EveryNEpochs(Looking):
         return trainer.current_epoch if self._loaded_epochs is None else self._loaded_epochs
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.at_start:
-            self._look_once(trainer, pl_module, trainer.current_epoch)
+        self._look_once(trainer, pl_module, trainer.current_epoch, self.at_start)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         done = trainer.current_epoch + 1
-        if self.every_n_epochs and done % self.every_n_epochs == 0:
-            self._look_once(trainer, pl_module, done)
+        self._look_once(trainer, pl_module, done, bool(self.every_n_epochs) and done % self.every_n_epochs == 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.at_end:
-            self._look_once(trainer, pl_module, trainer.current_epoch)
+        self._look_once(trainer, pl_module, trainer.current_epoch, self.at_end)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.at_test and not self.disabled(trainer):  # gradients are off anyway
             self.look(trainer, pl_module, self.epochs_under_test(trainer), "test")
 
-    def _look_once(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
-        if not self.disabled(trainer) and self._looked != trainer.global_step:
+    def _look_once(self, trainer: Trainer, pl_module: LightningModule, epochs: int, wanted: bool) -> None:
+        if wanted and not self.disabled(trainer) and self._looked != trainer.global_step:
             self._looked = trainer.global_step
             with torch.no_grad():
                 self.look(trainer, pl_module, epochs, "val")

@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from callbacks.base import EveryNEpochs, Stage, check_at_least, datamodule_of, write_text
+from callbacks.base import EveryNEpochs, Stage, check_at_least, datamodule_of, rgb_of, write_text
 from callbacks.pure.canvas import to_uint8
 from callbacks.pure.confusion_panel import Pair, confusion_panel, confusion_text, most_confused
 
@@ -80,7 +80,6 @@ class ConfusionMatrix(EveryNEpochs):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count a batch."""
         if self.disabled(trainer) or trainer.sanity_checking:
             return
         if not isinstance(outputs, Mapping) or "log_probabilities" not in outputs:
@@ -120,13 +119,16 @@ class ConfusionMatrix(EveryNEpochs):
         self, trainer: Trainer, images: Tensor, targets: list[int], predicted: list[int], surest: list[float]
     ) -> None:
         """Keep the images of whose wrong class the network is surest: a few for each pair of classes."""
+        if images.ndim == 5:  # the crop in the middle
+            crops = images.shape[1]
+            images = images[:, crops // 2 - (crops > 1)]
         for image, target, said, probability in zip(images, targets, predicted, surest, strict=True):
             kept = self._examples.setdefault((target, said), [])
             least = kept[-1][0] if len(kept) == self.examples else -1.0
             if target != said and probability > least:
-                views = image[None] if image.ndim == 3 else image
-                centre = views[len(views) // 2 - (len(views) > 1)]
-                kept.append((probability, _thumbnail(datamodule_of(trainer).to_rgb(centre[None].float()))))
+                rgb = rgb_of(trainer, image[None])
+                (small,) = F.interpolate(rgb, (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True)
+                kept.append((probability, to_uint8(small)))
                 kept.sort(key=lambda example: -example[0])
                 del kept[self.examples :]
 
@@ -150,7 +152,7 @@ class ConfusionMatrix(EveryNEpochs):
         probabilities = torch.full((len(pairs), self.examples), -1.0)
         images = torch.zeros((len(pairs), self.examples, 3, THUMBNAIL, THUMBNAIL), dtype=torch.uint8)
         for row, pair in enumerate(pairs):
-            for column, example in enumerate(self._examples.get((pair.target, pair.predicted), [])):
+            for column, example in enumerate(self._examples.get(pair[:2], [])):
                 probabilities[row, column], images[row, column] = example
         # (processes, P, E, ...), or (P, E, ...) where there is one -> (P, processes * E, ...)
         every_probability, every_image = (
@@ -162,9 +164,3 @@ class ConfusionMatrix(EveryNEpochs):
             chances, order = chances.sort(descending=True, stable=True)
             found[pair] = list(pictures[order][chances >= 0][: self.examples].float() / 255)
         return found
-
-
-def _thumbnail(rgb: Tensor) -> Tensor:
-    """An image ``(1, 3, H, W)`` float RGB in ``[0, 1]`` as ``(3, THUMBNAIL, THUMBNAIL)`` uint8 on the CPU."""
-    (small,) = F.interpolate(rgb, (THUMBNAIL, THUMBNAIL), mode="bilinear", align_corners=False, antialias=True)
-    return to_uint8(small)
