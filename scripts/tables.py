@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ablation.table import comparable, duration, markdown, percent, read_runs, read_summary
+from ablation.table import comparable, markdown, read_runs
 from running.errors import ScriptParser, refuse
+from running.figures import duration, percent, read_summary
 from running.markdown import COMPARED, between, compared, table
 
 from callbacks.checkpoints.files import write_whole

@@ -9,9 +9,10 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from running.figures import mean_and_std
 
 from ablation.claims import BASELINE, CLAIMS, NO_CLAIM, PAIRS, TARGET
-from ablation.table import Run, by_variant, curve_of, mean_and_std, reached
+from ablation.table import Run, by_variant, curve_of, reached
 
 
 class Curve(NamedTuple):

@@ -24,9 +24,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, NamedTuple
 
+from running.figures import duration, percent
+
 from ablation.claims import BASELINE
 from ablation.plan import Job, state_of
-from ablation.table import duration, percent
 from callbacks.checkpoints.files import write_whole
 
 Slots = SimpleQueue[dict[str, str]]  # an environment for each run that may be at work on a machine

@@ -9,12 +9,13 @@ From top to bottom: runs and which of them can be compared, statistics, the tabl
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from running.figures import duration, mean_and_std, percent, read_summary
 
 from ablation.claims import BASELINE, CLAIMS, NO_CLAIM, PAIRS, SPEEDS, TARGET, Claim
 
@@ -23,25 +24,6 @@ Run = Mapping[str, Any]
 # ---- runs --------------------------------------------------------------------------------------------------
 
 NEEDED = ("variant", "seed", "settings", "changes", "flags", "jobs", "resumed", "history", "data", "images", "epochs")
-
-
-def read_summary(path: Path, needed: Sequence[str], remedy: str) -> dict[str, Any]:
-    """A ``summary.json`` with all that is needed of it.
-
-    Raises:
-        ValueError: If it can't be read, or has not all of it; one line that names the file and ends with ``remedy``.
-        FileNotFoundError: If there is none.
-    """
-    try:
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: can't be read ({str(error).splitlines()[0]}). {remedy}.") from None
-    missing = [key for key in needed if not isinstance(run, dict) or run.get(key) is None]
-    if missing:
-        raise ValueError(f"{path}: has no {missing[0]}. {remedy}.")
-    return run
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -142,11 +124,6 @@ class Paired(NamedTuple):
     seeds: int
 
 
-def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1), which is nan for one value; ValueError for none."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
-
-
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Paired | None:
     """Mean of ours - theirs over the seeds that both have; None where they share none."""
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
@@ -176,28 +153,12 @@ def verdict(difference: Paired | None, sign: int) -> str:
 # ---- the table ---------------------------------------------------------------------------------------------
 
 
-def percent(values: Sequence[float]) -> str:
-    """Mean ± standard deviation in percent, such as ``50.70 ± 0.41 %``; ``-`` where there is nothing."""
-    if not values:
-        return "-"
-    mean, std = mean_and_std(values)
-    return f"{100 * mean:.2f} %" if math.isnan(std) else f"{100 * mean:.2f} ± {100 * std:.2f} %"
-
-
 def points(difference: Paired | None, unit: float = 0.01) -> str:
     """A difference of accuracies in points, such as ``-1.20 ± 0.40``; with ``unit`` 1 one of epochs."""
     if difference is None:
         return "-"
     mean = f"{difference.mean / unit:+.2f}".replace("-", "−")
     return mean if math.isnan(difference.error) else f"{mean} ± {difference.error / unit:.2f}"
-
-
-def duration(seconds: Sequence[float]) -> str:
-    """The mean, such as ``10 min 20 s``; ``-`` where there is nothing."""
-    if not seconds:
-        return "-"
-    minutes, rest = divmod(round(statistics.fmean(seconds)), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def judge(claim: Claim, ours: Mapping[int, Run], theirs: Mapping[int, Run]) -> str:

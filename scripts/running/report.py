@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from lightning import Trainer
@@ -18,6 +17,7 @@ from callbacks.base import run_folder
 from callbacks.checkpoints.files import write_whole
 from callbacks.run_history import METRICS, RunHistory
 from datamodules import CIFAR10DataModule
+from running.figures import duration, percent
 from running.machine import processor, versions
 
 
@@ -91,18 +91,23 @@ def report(trainer: Trainer, datamodule: CIFAR10DataModule, figures: dict[str, A
 
 def table_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """The short table: a name and a value for people, of what was measured."""
-    minutes, seconds = divmod(round(summary["seconds"]), 60)
-    whose = "that epoch's weights, " if "train_top1" in summary else ""
-    rows: dict[str, tuple[str, Callable[[Any], str]]] = {
-        "epochs": ("epochs", str),
-        "images": ("training images", "{:,}".format),
-        "train_top1": ("train top-1 (last epoch, augmented, with dropout)", _percent),
-        "val_top1": (f"val top-1 ({'best epoch, ' if whose else ''}{summary.get('val_images', 0):,} images)", _percent),
-        "test_top1": (f"test top-1 ({whose}{summary['test_images']:,} images)", _percent),
-        "test_top5": ("test top-5", _percent),
+    best, its = ("best epoch, ", "that epoch's weights, ") if "train_top1" in summary else ("", "")
+    shares = {
+        "train_top1": "train top-1 (last epoch, augmented, with dropout)",
+        "val_top1": f"val top-1 ({best}{summary.get('val_images', 0):,} images)",
+        "test_top1": f"test top-1 ({its}{summary['test_images']:,} images)",
+        "test_top5": "test top-5",
     }
-    found = [(name, text(summary[key])) for key, (name, text) in rows.items() if key in summary]
-    return [*found, ("time", f"{minutes} min {seconds:02d} s")]
+    return [
+        ("epochs", str(summary["epochs"])),
+        *([("training images", f"{summary['images']:,}")] if "images" in summary else []),
+        *(
+            (name, percent([v] if (v := summary[key]) is not None else []))
+            for key, name in shares.items()
+            if key in summary
+        ),
+        ("time", duration([summary["seconds"]])),
+    ]
 
 
 def markdown(rows: list[tuple[str, str]], summary: dict[str, Any]) -> str:
@@ -111,7 +116,3 @@ def markdown(rows: list[tuple[str, str]], summary: dict[str, Any]) -> str:
     said = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     lines += [f"`{summary['command']}`, seed {summary['seed']}", "", f"{summary['machine']}; {said}", ""]
     return "\n".join(lines)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"

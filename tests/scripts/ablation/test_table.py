@@ -17,12 +17,12 @@ from ablation.table import (
     critical,
     epoch_reached,
     markdown,
-    mean_and_std,
     paired_difference,
     speed,
     verdict,
 )
 from helpers.ablation import a_run
+from running.figures import mean_and_std
 
 DIFFERENCE = "difference ± standard error, points"
 
