@@ -20,6 +20,7 @@ from running.figures import duration, mean_and_std, percent, read_summary
 from ablation.claims import BASELINE, CLAIMS, NO_CLAIM, PAIRS, SPEEDS, TARGET, Claim
 
 Run = Mapping[str, Any]
+DECISIVE = ("model.", "data.", "trainer.", "best_checkpoint.")  # settings that a result depends on; not what looks
 
 # ---- runs --------------------------------------------------------------------------------------------------
 
@@ -40,7 +41,7 @@ def first_difference(ours: Run, theirs: Run, but: Sequence[str] = ()) -> str | N
     """Say how two runs' recipes differ first, apart from the settings named in ``but``; None where they don't."""
     if ours["flags"] != theirs["flags"]:
         return f"flags {' '.join(theirs['flags']) or 'none'}, now {' '.join(ours['flags']) or 'none'}"
-    for key in sorted(ours["settings"].keys() | theirs["settings"].keys()):
+    for key in sorted(key for key in ours["settings"].keys() | theirs["settings"].keys() if key.startswith(DECISIVE)):
         now, then = (settings.get(key, "not set") for settings in (ours["settings"], theirs["settings"]))
         if key not in but and now != then:
             return f"{key} {then}, now {now}"

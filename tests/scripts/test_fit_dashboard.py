@@ -13,18 +13,10 @@ import torch
 from helpers import load
 from helpers.small_net import events
 
+from callbacks import LOOKS
+
 Fit = Callable[..., int]
 RUN = Path("logs/alexnet-shapes10/version_0")
-CALLBACKS = (  # that only look
-    "conv1_filters",
-    "nearest_neighbours",
-    "predictions",
-    "confusion_matrix",
-    "activation_stats",
-    "embedding_projector",
-    "overview",
-    "training_health",
-)
 
 
 def test_the_default_config_has_it_all(fit: Fit) -> None:
@@ -54,7 +46,7 @@ def test_the_default_config_has_it_all(fit: Fit) -> None:
 def test_losses_are_the_same_to_the_last_bit_without_any_of_them(fit: Fit) -> None:
     often = [f"--{name}.every_n_epochs=1" for name in ("nearest_neighbours", "embedding_projector")]
     assert fit("--trainer.log_every_n_steps=1", *often) == 0
-    assert fit("--trainer.log_every_n_steps=1", *(f"--{name}.enabled=false" for name in CALLBACKS)) == 0
+    assert fit("--trainer.log_every_n_steps=1", *(f"--{name}.enabled=false" for name in LOOKS)) == 0
     looked, blind = (load(RUN.with_name(f"version_{i}") / "checkpoints/last.ckpt") for i in (0, 1))
     assert all(torch.equal(looked[key], blind[key]) for key in looked)
     logs = [events(RUN.with_name(f"version_{i}")) for i in (0, 1)]
