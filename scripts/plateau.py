@@ -78,13 +78,10 @@ def root_mean_square(values: Tensor) -> float:
 
 
 def signal(outputs: Tensor) -> tuple[float, float]:
-    """How large a layer's outputs are, and how much of that tells images apart.
+    """How large a layer's outputs are, and how much of that tells images apart: two root mean squares.
 
-    Args:
-        outputs: ``(B, C, ...)`` float, before the activation function; B at least 2.
-
-    Returns:
-        The root mean square of all values; and that of each place's deviation from its mean over the images.
+    The first is of all values in ``outputs``, ``(B, C, ...)`` float before the activation function, B at least 2. The
+    second is of each place's deviation from its mean over the images.
     """
     values = outputs.detach().double()
     return root_mean_square(values), root_mean_square(values - values.mean(0))
@@ -191,15 +188,14 @@ def main() -> None:
     parser.add_argument("--plot", action="store_true", help="picture and table from the figures alone")
     args = parser.parse_args()
     keep_memory()
-    data = {"root": args.root, "source": args.source, "subset_size": args.subset_size}
+    options = {key: getattr(args, key) for key in ("seed", "steps", "root", "source", "subset_size")}
     kept: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
     for name in [] if args.plot else args.only or TRIALS:
         trial = TRIALS[name]
-        settings = {"trial": trial._asdict(), "seed": args.seed, "steps": args.steps, **data}
+        settings = {"trial": trial._asdict(), **options}
         if kept.get(name, {}).get("settings") != settings:
             with one_line_errors():
-                result = run(trial, args.seed, args.steps, **data)
-            kept[name] = {"settings": settings, **result, "versions": versions("torch")}
+                kept[name] = {"settings": settings, **run(trial, **options), "versions": versions("torch")}
             write_whole(args.json, json.dumps(kept, indent=1) + "\n")
         print(f"{name}: loss of the last ten steps {end(kept[name]['losses']):.3f}", flush=True)
     if kept:
