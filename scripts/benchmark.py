@@ -524,8 +524,10 @@ def table(rows: list[Row], about: dict[str, Any]) -> Table:
     """The rows for people, a block for each section."""
     title = f"{about['processor']}, {about['cores']} cores, torch {about['versions']['torch']}, {about['date'][:10]}"
     drawn = Table(*COMPARED, title=title)
-    for line, following in itertools.zip_longest(rows, rows[1:]):
-        drawn.add_row(*compared(line), end_section=not following or following["section"] != line["section"])
+    for _, section in itertools.groupby(rows, lambda line: line["section"]):
+        for line in section:
+            drawn.add_row(*compared(line))
+        drawn.add_section()
     return drawn
 
 
