@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from callbacks.checkpoints.files import DamagedCheckpointError, open_intact, previous
 from callbacks.checkpoints.progress import epochs_and_batches, trained_epochs
@@ -60,11 +64,10 @@ class Checkpoint:
         return cls(path, contents)
 
     @classmethod
-    def newest(cls, runs: list[Path], where: str) -> Checkpoint:
-        """The newest ``checkpoints/last.ckpt`` of some runs' folders; ``where`` says in a refusal which they are."""
+    def newest(cls, places: Iterable[Path], where: str) -> Checkpoint:
+        """The newest ``last.ckpt`` of several; ``where`` says in a refusal where they were looked for."""
         newest: dict[float, Path] = {}
-        for run in runs:
-            last = run / "checkpoints" / "last.ckpt"
+        for last in places:
             newest |= {path.stat().st_mtime: last for path in (last, previous(last)) if path.is_file()}
         if not newest:
             refuse(f"--ckpt_path last: no run in {where} has a checkpoints/last.ckpt. Name a .ckpt file.")
@@ -88,6 +91,20 @@ class Checkpoint:
                 found["seed_everything"] = values["seed"]
             found[name] = {k: v for k, v in values.items() if k not in LEFT_OUT[name]}
         return found
+
+    @property
+    def config_file(self) -> Path:
+        """Where the ``config.yaml`` of the run that wrote it is, if it is still there: above its folder."""
+        return Path(os.path.abspath(self.path)).parents[1] / "config.yaml"
+
+    @cached_property
+    def config(self) -> dict[str, Any] | None:
+        """All that its run was told; None where no ``config.yaml`` says it."""
+        try:
+            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return None
+        return config if isinstance(config, dict) and {"trainer", "model", "data"} <= config.keys() else None
 
     @property
     def statistics(self) -> dict[str, Any] | None:
@@ -131,6 +148,14 @@ class Checkpoint:
 def check_resume(checkpoint: Checkpoint, trainer: Any, datamodule: CIFAR10DataModule) -> None:
     """Refuse to go on from a checkpoint where that can't come to the unbroken run's end."""
     epochs, done, steps = checkpoint.progress
+    if checkpoint.statistics and any(
+        not torch.allclose(checkpoint.statistics[name], getattr(datamodule.statistics, name), rtol=1e-5)
+        for name in ("mean", "std")
+    ):
+        print(
+            f"warning: {checkpoint.path} was trained on other images than those here: a run of two halves.",
+            file=sys.stderr,
+        )
     path, limit = checkpoint.path, trainer.max_epochs or -1
     if 0 <= limit < epochs:
         refuse(

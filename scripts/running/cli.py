@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +16,7 @@ import yaml
 from lightning import Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import LOOKS
@@ -30,6 +30,15 @@ from lightning_modules import AlexNetClassifier
 from running.checkpoint import Checkpoint
 from running.errors import argument_errors, flagged, refuse
 from running.memory import keep_memory
+from running.settings import (
+    logger_configs,
+    name_stand_in,
+    overridden,
+    run_settings,
+    settle_places,
+    stand_in_name,
+    without_effect,
+)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SUBCOMMANDS = ("fit", "validate", "test")
@@ -132,24 +141,37 @@ class ExperimentCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; where there is a checkpoint, again, with its settings between the defaults and the command line."""
-        try:
-            super().parse_arguments(parser, args)
-        except UnicodeDecodeError as error:
-            refuse(f"--config: {error}. Give a YAML file.")
+        """Parse; where there is a checkpoint, again, with its run's settings before the command line."""
+        subcommand, *words = found_configs(sys.argv[1:] if args is None else args)
+        self.config = parse(parser, [subcommand, *words])
         name = self.config.subcommand
         if not 0 <= self.config[name].seed_everything < 2**32:  # what numpy takes
-            refuse(f"--seed_everything: {self.config[name].seed_everything} is out of range. Choose 0 to {2**32 - 1}.")
+            seed = self.config[name].seed_everything
+            refuse(f"--seed_everything: {seed} is out of range. Choose 0 to {2**32 - 1}.")
         ckpt_path = self.config[name].ckpt_path
         if ckpt_path is None:
             if name != "fit":
                 refuse(f"--ckpt_path: `{name}` without a checkpoint would score random weights. Name a .ckpt file.")
             return
         self.checkpoint = newest_run(self.config[name]) if ckpt_path == "last" else Checkpoint.read(Path(ckpt_path))
-        print(f"model and data settings come from {self.checkpoint.path}; -c and flags override them")
-        words = args if args is not None else sys.argv[1:]
-        self.config = parser.parse_args([words[0], "-c", yaml.safe_dump(self.checkpoint.settings), *words[1:]])
+        run = run_settings(self.checkpoint, name)
+        self.config = parse(parser, [subcommand, "-c", yaml.safe_dump(run), *words])
         self.config[name].ckpt_path = None  # Lightning would let the checkpoint's settings override flags
+        now = yaml.safe_load(parser.dump(self.config, skip_none=False, format="yaml"))[name]
+        all_of_it = self.checkpoint.config and name == "fit"
+        said = (
+            f"settings come from {self.checkpoint.config_file}"
+            if all_of_it
+            else (f"model and data settings come from {self.checkpoint.path}")
+        )
+        changes = overridden(run, now)
+        if name == "fit":
+            for key, (was, _) in without_effect(changes).items():
+                self.config[name][key] = was
+                print(f"--{key}: has no effect, the optimiser and its schedule go on with {was}", file=sys.stderr)
+                del changes[key]
+        listed = ", ".join(f"--{key} {value} (was {was})" for key, (was, value) in changes.items())
+        print(f"{said}; overridden: {listed}" if listed else f"{said}; -c and flags override them")
 
     @property
     def settings(self) -> Any:
@@ -175,9 +197,8 @@ class ExperimentCLI(LightningCLI):
         with one_line_errors():
             layout = sources.resolve_source(Path(config.data.root), config.data.source, config.data.download)
         config.data.source = "cifar10" if layout else "shapes10"
-        logger = config.trainer.get("logger")
-        if layout is None and hasattr(logger, "init_args") and not str(logger.init_args.name).endswith("-shapes10"):
-            logger.init_args.name = f"{logger.init_args.name}-shapes10"
+        if layout is None:
+            name_stand_in(config)
 
     def instantiate_classes(self) -> None:
         with one_line_errors():
@@ -186,9 +207,16 @@ class ExperimentCLI(LightningCLI):
             except ValueError as error:
                 raise ValueError(str(error) if str(error).startswith("--") else f"--trainer: {error}") from error
             except RuntimeError as error:
-                if "allocate memory" not in str(error):
+                if "allocate memory" in str(error):
+                    memory = "--model: more weights than memory. Choose a smaller --model.image_size."
+                    raise ValueError(memory) from error
+                if "stateful callback" not in str(error):
                     raise
-                raise ValueError("--model: more weights than memory. Choose a smaller --model.image_size.") from error
+                kind = str(error).split("`")[1]
+                raise ValueError(
+                    f"--trainer.callbacks: {kind} like one that is there already, whose state it would take. Give it "
+                    "another monitor or every_n_epochs, or set --last_checkpoint.* and --best_checkpoint.* instead."
+                ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give every run what it takes to survive, beside what the user chose."""
@@ -206,12 +234,43 @@ class ExperimentCLI(LightningCLI):
         return super().instantiate_trainer(callbacks=[*first, *callbacks], plugins=plugins, **kwargs)
 
 
+def parse(parser: LightningArgumentParser, words: list[str]) -> Any:
+    """The config that the words make, its places settled."""
+    try:
+        config = parser.parse_args(words)
+    except UnicodeDecodeError as error:
+        refuse(f"--config: {error}. Give a YAML file.")
+    settle_places(config[config.subcommand])
+    return config
+
+
+def found_configs(words: Sequence[str]) -> list[str]:
+    """The command line with its configs found, also from another folder, and empty ones left to say nothing."""
+    found = list(words)
+    for place, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag not in ("-c", "--config") or (not equals and place + 1 == len(words)):
+            continue
+        given = Path(value if equals else words[place + 1]).expanduser()
+        path = given if given.exists() or not (CONFIGS.parent / given).is_file() else CONFIGS.parent / given
+        empty = path.is_file() and not path.read_bytes().strip()
+        value = "{}" if empty else str(path) if path != given else value if equals else words[place + 1]
+        found[place + (not equals)] = f"{flag}={value}" if equals else value
+    return found
+
+
 def newest_run(config: Any) -> Checkpoint:
-    """The newest whole ``last.ckpt`` of the newest run under the config's name, with or without ``-shapes10``."""
-    logger = config.trainer.get("logger")
-    if not hasattr(logger, "init_args"):  # without a logger there are no versions
-        folder = Path(str(config.trainer.get("default_root_dir") or "."))
-        return Checkpoint.newest([folder], f"{folder}/")
-    name, folder = str(logger.init_args.get("name")), Path(str(logger.init_args.save_dir))
-    runs = [run for n in (name, f"{name}-shapes10") for run in (folder / n).glob("*") if run.is_dir()]
-    return Checkpoint.newest(runs, f"{folder / name}/ or {folder / name}-shapes10/")
+    """The newest whole ``last.ckpt`` of the newest run where these settings put it, with or without ``-shapes10``."""
+    dirpath, filename = config.last_checkpoint.dirpath, f"{config.last_checkpoint.filename or 'last'}.ckpt"
+    if dirpath:
+        return Checkpoint.newest([Path(dirpath) / filename], f"{dirpath}/")
+    root = Path(config.trainer.get("default_root_dir") or ".")
+    with one_line_errors():
+        loggers = [instantiate_class((), logger.as_dict()) for logger in logger_configs(config)]
+    if not loggers:  # without a logger there are no versions
+        return Checkpoint.newest([root / "checkpoints" / filename], f"{root}/")
+    # Where ModelCheckpoint puts them: under the first logger's name and version.
+    folder = Path(loggers[0].save_dir or root) / str(loggers[0].name)
+    folders = folder, folder.with_name(stand_in_name(folder.name))
+    places = [run / "checkpoints" / filename for place in folders for run in place.glob("*")]
+    return Checkpoint.newest(places, " or ".join(f"{place}/" for place in dict.fromkeys(folders)))

@@ -1,0 +1,102 @@
+"""A run's settings as they lie in its config: what a run that goes on takes from the one before, loggers, places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from callbacks import LOOKS
+from running.checkpoint import Checkpoint
+from running.errors import refuse
+
+PLACES = {"root", "ckpt_path", "save_dir", "default_root_dir", "dirpath"}  # settings that name a file or folder
+STAND_IN = "-shapes10"  # ends the name of a run on the stand-in
+# What the optimiser's and the schedule's own states decide in a run that goes on.
+OF_OPTIMISER, OF_SCHEDULE = {"lr", "momentum", "weight_decay"}, {"patience", "milestones", "warmup"}
+
+
+# ---- places and loggers ------------------------------------------------------------------------------------
+
+
+def settle_places(config: Any, prefix: str = "--") -> None:
+    """Replace ``~`` wherever a config names a file or folder; what is not on this machine is refused in one line."""
+    for key, value in list(config.items() if isinstance(config, dict) else vars(config).items()):
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, (dict, Namespace)):
+                settle_places(part, f"{prefix}{key}.")
+        if key in PLACES and isinstance(value, str):
+            if "://" in value:
+                refuse(f"{prefix}{key}: {value}, expected a folder or file of this machine. Name a local one.")
+            config[key] = str(Path(value).expanduser())
+
+
+def logger_configs(config: Any) -> list[Any]:
+    """The configs of a run's loggers, none to several; ``true`` is replaced by what Lightning would build for it."""
+    logger = config.trainer.get("logger")
+    if logger is True:
+        save_dir = str(config.trainer.get("default_root_dir") or ".")
+        arguments = Namespace(save_dir=save_dir, name="lightning_logs", default_hp_metric=False)
+        logger = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=arguments)
+        config.trainer.logger = logger
+    return [one for one in (logger if isinstance(logger, list) else [logger]) if hasattr(one, "init_args")]
+
+
+def stand_in_name(name: str) -> str:
+    """A run's name where its data are the stand-in's."""
+    return name if name.endswith(STAND_IN) else f"{name}{STAND_IN}".removeprefix("-")
+
+
+def name_stand_in(config: Any) -> None:
+    """Have the name of a run on the stand-in say so, with whatever loggers have names."""
+    for logger in logger_configs(config):
+        if "name" in logger.init_args:
+            logger.init_args.name = stand_in_name(str(logger.init_args.name or ""))
+
+
+# ---- going on ----------------------------------------------------------------------------------------------
+
+
+def run_settings(checkpoint: Checkpoint, subcommand: str) -> dict[str, Any]:
+    """What a run on a checkpoint takes over: to go on, all that its run was told; to be tested, model and data."""
+    settings, config = checkpoint.settings, checkpoint.config
+    if config is None or subcommand != "fit":
+        return settings
+    run = {key: value for key, value in config.items() if key not in ("config", "ckpt_path")}
+    for name in ("model", "data"):  # where both say something, the checkpoint is nearer to the weights
+        run[name] = {**run[name], **settings.get(name, {})}
+    logger = run["trainer"].get("logger")
+    for one in logger if isinstance(logger, list) else [logger]:
+        arguments = one.get("init_args", {}) if isinstance(one, dict) else {}
+        if "version" in arguments:
+            arguments["version"] = None  # the run goes on beside
+        if isinstance(arguments.get("name"), str):
+            arguments["name"] = arguments["name"].removesuffix(STAND_IN).removesuffix(STAND_IN[1:])
+    for key in LOOKS:  # what --looks said then it may say otherwise now
+        look = run.get(key, {})
+        if look.get("enabled") == run.get("looks"):
+            look.pop("enabled", None)
+    return run
+
+
+def overridden(run: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings of ``run`` that are others ``now``: by dotted name, what they were and are."""
+    present = dict(leaves(now))
+    return {key: (was, present[key]) for key, was in leaves(run) if key in present and present[key] != was}
+
+
+def without_effect(changes: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """Those changes that a run which goes on does not heed: the optimiser's and the schedule's states come back."""
+    deaf = OF_OPTIMISER if "model.schedule" in changes else OF_OPTIMISER | OF_SCHEDULE
+    return {key: change for key, change in changes.items() if key.removeprefix("model.") in deaf}
+
+
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

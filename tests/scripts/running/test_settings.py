@@ -1,0 +1,159 @@
+"""What a run that goes on takes from the one before, and where its loggers and files are."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers.small import UNSEEN
+from helpers.small import small_net as small_net
+
+from lightning_modules import AlexNetClassifier
+
+Fit = Callable[..., int]
+LOGS = Path("logs/alexnet-shapes10")
+pytestmark = pytest.mark.usefixtures("small_net")
+
+
+@pytest.fixture
+def stopped(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A run that a signal stopped in its second step."""
+
+    def run(*words: str) -> None:
+        with monkeypatch.context() as patch:
+            step = AlexNetClassifier.training_step
+
+            def stopping(self: AlexNetClassifier, batch: Any, batch_idx: int) -> Any:
+                if batch_idx == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return step(self, batch, batch_idx)
+
+            patch.setattr(AlexNetClassifier, "training_step", stopping)
+            assert fit("--looks=false", *words) == 143
+
+    return run
+
+
+def test_going_on_takes_the_trainers_settings_too(
+    fit: Fit, stopped: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The default would be 10 epochs; the run goes on beside, whatever its version was called."""
+    stopped("--trainer.max_epochs=3", "--trainer.log_every_n_steps=2", "--trainer.logger.init_args.version=mine")
+    last = LOGS / "mine/checkpoints/last.ckpt"
+    capsys.readouterr()
+    assert fit("--ckpt_path", str(last), small=False) == 0
+    out = capsys.readouterr().out
+    assert f"settings come from {(LOGS / 'mine/config.yaml').absolute()}; -c and flags override them" in out
+    assert json.loads((LOGS / "version_0/summary.json").read_text())["epochs"] == 3
+    was, is_now = (yaml.safe_load((LOGS / name / "config.yaml").read_text()) for name in ("mine", "version_0"))
+    assert was["trainer"].pop("logger")["init_args"]["version"] == "mine"
+    assert is_now["trainer"].pop("logger")["init_args"] == {
+        **yaml.safe_load((LOGS / "mine/config.yaml").read_text())["trainer"]["logger"]["init_args"],
+        "version": None,
+    }
+    assert {**was, "ckpt_path": None} == {**is_now, "ckpt_path": None}
+
+
+def test_going_on_names_what_is_overridden(
+    fit: Fit, stopped: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And holds on to what the optimiser's own state decides, so that the new config says what is true."""
+    stopped("--trainer.max_epochs=3", "--model.schedule=constant")
+    words = "--ckpt_path last --trainer.max_epochs 1 --model.lr 0.5 --looks true --predictions.enabled false"
+    capsys.readouterr()
+    assert fit(*words.split(), small=False) == 0
+    said = capsys.readouterr()
+    assert "config.yaml; overridden: --looks True (was False), --trainer.max_epochs 1 (was 3)\n" in said.out
+    assert "--model.lr: has no effect, the optimiser and its schedule go on with 0.02" in said.err
+    config = yaml.safe_load((LOGS / "version_1/config.yaml").read_text())
+    assert config["model"]["lr"] == 0.02
+    assert (config["overview"]["enabled"], config["predictions"]["enabled"]) == (True, False)
+    assert json.loads((LOGS / "version_1/summary.json").read_text())["epochs"] == 1
+
+
+def test_without_its_config_a_checkpoint_gives_model_and_data(
+    fit: Fit, stopped: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped()
+    (LOGS / "version_0/config.yaml").unlink()
+    capsys.readouterr()
+    assert fit("--ckpt_path", "last", *UNSEEN, "--trainer.max_epochs", "1", small=False) == 0
+    assert f"model and data settings come from {LOGS / 'version_0/checkpoints/last.ckpt'}" in capsys.readouterr().out
+
+
+def test_going_on_with_other_images_is_said(
+    fit: Fit, stopped: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped()
+    assert fit("--ckpt_path", "last", small=False) == 0
+    assert "other images" not in capsys.readouterr().err
+    last = LOGS / "version_0/checkpoints/last.ckpt"
+    assert fit("--ckpt_path", str(last), "--data.split_seed", "1", small=False) == 0
+    assert f"warning: {last} was trained on other images" in capsys.readouterr().err
+
+
+TWO = """
+trainer:
+  logger:
+  - {class_path: CSVLogger, init_args: {save_dir: lists, name: a}}
+  - {class_path: TensorBoardLogger, init_args: {save_dir: boards, name: b}}
+"""
+
+
+def test_two_loggers_are_named_and_found(fit: Fit, stopped: Callable[..., None]) -> None:
+    """A run on shapes10 says so in both; its checkpoints lie with the first. Another run's are not taken."""
+    Path("two.yaml").write_text(TWO)
+    assert fit(*UNSEEN, "--trainer.logger=false", "--trainer.default_root_dir=.", "--trainer.max_epochs=1") == 0
+    stopped("-c", "two.yaml")
+    last = Path("lists/a-shapes10/version_0/checkpoints/last.ckpt")
+    assert last.is_file()
+    assert Path("boards/b-shapes10/version_0").is_dir()
+    assert fit("-c", "two.yaml", "--ckpt_path", "last", small=False) == 0
+    assert json.loads(Path("lists/a-shapes10/version_1/summary.json").read_text())["resumed"] == 1
+    assert Path("boards/b-shapes10/version_1").is_dir()
+
+
+def test_the_logger_that_true_means(fit: Fit, stopped: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    stopped("--trainer.logger=true")
+    run = Path("logs/lightning_logs-shapes10/version_0")
+    assert (run / "checkpoints/last.ckpt").is_file()
+    capsys.readouterr()
+    assert fit("--trainer.logger=true", "--ckpt_path", "last", small=False) == 0
+    assert f"--ckpt_path last: {run}/checkpoints/last.ckpt" in capsys.readouterr().out
+
+
+def test_last_is_looked_for_where_it_was_told_to_be(fit: Fit, stopped: Callable[..., None]) -> None:
+    where = ["--last_checkpoint.dirpath=elsewhere", "--last_checkpoint.filename=newest"]
+    stopped(*where)
+    assert fit(*where, "--ckpt_path", "last", *UNSEEN) == 0
+
+
+def test_the_home_folder(fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Path("home.yaml").write_text(
+        "trainer: {logger: {class_path: TensorBoardLogger, init_args: {save_dir: ~/logs, name: n}}, "
+        "callbacks: {class_path: ModelCheckpoint, init_args: {dirpath: ~/more, every_n_epochs: 2}}}\n"
+        "best_checkpoint: {dirpath: ~/best}\n"
+    )
+    assert fit(*UNSEEN, "-c", "home.yaml", "--data.root=~/data") == 0
+    home = tmp_path / "home"
+    assert (home / "best/best.ckpt").is_file()
+    assert (home / "logs/n-shapes10/version_0/checkpoints/last.ckpt").is_file()
+    assert list((home / "more").glob("*.ckpt"))
+    assert (
+        yaml.safe_load((home / "logs/n-shapes10/version_0/config.yaml").read_text())["data"]["root"] == f"{home}/data"
+    )
+    assert fit("test", *UNSEEN, "--ckpt_path=~/best/best.ckpt") == 0
+    assert not Path("~").exists()
+
+
+def test_another_working_folder_and_an_empty_file(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty.yaml").touch()
+    assert fit("-c", "configs/quickstart.yaml", "--config=empty.yaml", "--print_config", small=False) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["source"] == "auto"
