@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateFinder, LearningRateMonitor, Timer
 
 from callbacks.base import tensorboards
 from callbacks.stop_and_resume import model_checkpoints
@@ -26,11 +27,13 @@ def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassif
         ValueError: With a line that names the flag.
     """
     epochs, every, interval = trainer.max_epochs, trainer.check_val_every_n_epoch, trainer.val_check_interval
-    plateau, monitors = model.schedule == "plateau", [callback.monitor for callback in model_checkpoints(trainer)]
+    plateau, monitors = model.schedule == "plateau", _monitors(trainer)
     endless = (epochs or -1) < 0 and trainer.max_steps < 0
     timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # --trainer.max_time
     batches = batches_an_epoch(trainer, datamodule)
-    unknown = next((monitor for monitor in monitors if monitor not in (None, *METRICS)), None)
+    known = all(map(_is_known, trainer.callbacks))
+    unknown = next((f"{flag}: {what!r}" for flag, what in monitors if known and what not in METRICS), None)
+    watched = next((flag for flag, what in monitors if what.startswith("val/")), None)
     no_images = not len(datamodule.split.val)
     no_val = no_images or trainer.limit_val_batches == 0
     without = "--data.val_size: 0" if no_images else "--trainer.limit_val_batches: 0"
@@ -44,7 +47,8 @@ def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassif
         ),
         "--trainer.limit_train_batches: 0 batches train nothing. Choose more.": trainer.limit_train_batches == 0,
         **{
-            f"--trainer.limit_{stage}_batches: {_share(trainer, stage)} of an epoch is not one batch. Choose more.": (
+            f"--trainer.{'overfit' if trainer.overfit_batches and stage != 'test' else f'limit_{stage}'}_batches: "
+            f"{_share(trainer, stage)} of an epoch is not one batch. Choose more.": (
                 0 < _share(trainer, stage) < 1 and not batches_an_epoch(trainer, datamodule, stage)
             )
             for stage in get_args(Stage)
@@ -59,13 +63,48 @@ def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassif
         "or a part of the epoch such as 0.5.": too_rare or too_often,
         f"--trainer.check_val_every_n_epoch: {every}, but plateau looks at the validation of every epoch. Set it to 1, "
         "or choose another --model.schedule.": plateau and every != 1,
-        f"--best_checkpoint.monitor: {unknown!r} is not logged. Choose one of {', '.join(METRICS)}.": unknown,
+        f"{unknown} is not logged. Choose one of {', '.join(METRICS)}.": unknown,
         f"{without} leaves plateau nothing to watch. Choose another --model.schedule.": no_val and plateau,
-        f"{without} leaves nothing to choose by. Set --best_checkpoint.monitor null too.": no_val and any(monitors),
+        f"{without} leaves nothing to choose by. Set {watched} null or to a train/ metric too.": no_val and watched,
+        **_misfits(trainer, datamodule, model),
     }
     for message, is_so in wrong.items():
         if is_so:
             raise ValueError(message)
+
+
+def _monitors(trainer: Any) -> list[tuple[str, str]]:
+    """What callbacks watch, each after what says so."""
+    found = []
+    for callback in trainer.callbacks:
+        ours = callback in model_checkpoints(trainer) and callback.filename == "best"
+        flag = "--best_checkpoint.monitor" if ours else f"--trainer.callbacks: {type(callback).__name__}.monitor"
+        if isinstance(monitor := getattr(callback, "monitor", None), str) and getattr(callback, "strict", True):
+            found.append((flag, monitor))
+    return found
+
+
+def _is_known(callback: Any) -> bool:
+    """Whether a callback is Lightning's or ours; another's may log metrics that we don't know of."""
+    return type(callback).__module__.split(".")[0] in ("lightning", "callbacks")
+
+
+def _misfits(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifier) -> dict[str, bool]:
+    """What does not go together, or does nothing, by what to say of it."""
+    kinds = (LearningRateMonitor, DeviceStatsMonitor)
+    loggers = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, kinds)]
+    finder = any(isinstance(callback, LearningRateFinder) for callback in trainer.callbacks)
+    classes, names = model.net.fc8.out_features, len(datamodule.class_names)
+    started = int(os.environ.get("WORLD_SIZE") or 1)
+    return {
+        "--trainer.callbacks: LearningRateFinder sets a rate that one_cycle does not heed. Choose another "
+        "--model.schedule, or leave it out.": finder and model.schedule == "one_cycle",
+        f"--trainer.callbacks: {', '.join(loggers)} without a logger has nowhere to write. Set --trainer.logger "
+        "true, or leave it out.": bool(loggers) and not trainer.loggers,
+        f"--model.num_classes: {classes}, but the images are of {names} classes. Choose {names}.": classes < names,
+        f"--trainer.devices: {trainer.world_size} in all, but {started} processes were started (WORLD_SIZE), each of "
+        f"which would train by itself. Set --trainer.devices {started}, or start one.": started > trainer.world_size,
+    }
 
 
 def batches_an_epoch(trainer: Any, datamodule: CIFAR10DataModule, stage: Stage = "train") -> int:
@@ -80,6 +119,36 @@ def batches_an_epoch(trainer: Any, datamodule: CIFAR10DataModule, stage: Stage =
 def _share(trainer: Any, stage: Stage) -> int | float:
     share: int | float = getattr(trainer, f"limit_{stage}_batches")
     return share
+
+
+def check_nothing_in_the_way(trainer: Any, trains: bool, resumed: Path | None) -> None:
+    """Refuse to write over another run's files: a run without versions, or with a fixed one, finds them in its place.
+
+    Args:
+        trainer: Before its run.
+        trains: Whether checkpoints are written.
+        resumed: The checkpoint that training goes on from, which may lie where its run goes on.
+
+    Raises:
+        ValueError: With a line that names the file.
+    """
+    folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process takes part
+    if trainer.fast_dev_run or not trainer.is_global_zero:
+        return
+    checkpoints = [
+        Path(callback.dirpath or folder / "checkpoints") / f"{callback.filename}{callback.FILE_EXTENSION}"
+        for callback in (model_checkpoints(trainer) if trains else [])
+        if callback.filename and "{" not in callback.filename
+    ]
+    if resumed and resumed.absolute().parent in [path.absolute().parent for path in checkpoints]:
+        return
+    remedy = "--trainer.logger.init_args.save_dir or version" if trainer.loggers else "--trainer.default_root_dir"
+    for path in (folder / "config.yaml", folder / "summary.json", *checkpoints):
+        if path.exists():
+            own = remedy if path.is_relative_to(folder) else "another dirpath"
+            raise ValueError(
+                f"{path}: an earlier run's, expected a folder of this run's own. Set {own}, or move it away."
+            )
 
 
 def check_folders(trainer: Any) -> None:

@@ -28,7 +28,9 @@ from callbacks.stop_on_divergence import StopOnDivergence, account
 from datamodules import CIFAR10DataModule, sources
 from lightning_modules import AlexNetClassifier
 from running.checkpoint import Checkpoint
+from running.checks import check_nothing_in_the_way
 from running.errors import argument_errors, flagged, refuse
+from running.flags import HELP, nearest
 from running.memory import keep_memory
 from running.settings import (
     logger_configs,
@@ -42,7 +44,7 @@ from running.settings import (
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SUBCOMMANDS = ("fit", "validate", "test")
-HELP = "See `python scripts/fit.py fit --help` for what there is."
+SEE = "See `python scripts/fit.py fit --help` for what there is."
 
 
 def quieten() -> None:
@@ -63,7 +65,7 @@ def one_line_errors() -> Iterator[None]:
         with argument_errors("--data."):
             yield
     except (MisconfigurationException, ModuleNotFoundError) as error:  # Lightning's own, such as no GPU or no torch_xla
-        refuse(f"--trainer: {str(error).rstrip('. ')}. {HELP}")
+        refuse(f"--trainer: {str(error).rstrip('. ')}. {SEE}")
 
 
 @contextmanager
@@ -102,10 +104,12 @@ class FitParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """A misspelt key, a value of the wrong type, a missing config file."""
         message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
-        message = re.sub(r"^unrecognized arguments: (.*)", r"\1: unknown", message)
+        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
+            meant = nearest(unknown[1], re.findall(r"--[\w.]+", self.format_help()))
+            message = f"{unknown[1]}: unknown{f', perhaps {meant} was meant' if meant else ''}"
         message = re.sub(r"^argument subcommand: invalid choice: '([^']*)'", r"\1: no subcommand", message)
         message = re.sub(r"^(Problems parsing|Unexpected) config:", r"--config: can't be understood,", message)
-        refuse(f"{message.rstrip('. ')}. See `python scripts/fit.py --help` for what there is.")
+        refuse(f"{message.rstrip('. ')}. {SEE}")
 
 
 class ExperimentCLI(LightningCLI):
@@ -117,13 +121,18 @@ class ExperimentCLI(LightningCLI):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # DDP starts its other processes from sys.argv, so what is meant has to be written there.
+        if sys.argv[1:] in (["-h"], ["--help"]):
+            print(HELP, end="")
+            raise SystemExit(0)
         if len(sys.argv) == 1 or sys.argv[1].startswith("-"):
             sys.argv.insert(1, "fit")
         quieten()
         self.checkpoint: Checkpoint | None = None
         default = {"default_config_files": [str(CONFIGS / "default.yaml")]}
         kwargs |= {"parser_class": FitParser, "parser_kwargs": {name: dict(default) for name in SUBCOMMANDS}}
-        super().__init__(*args, **{"auto_configure_optimizers": False, **kwargs})
+        super().__init__(
+            *args, **{"auto_configure_optimizers": False, "save_config_kwargs": {"overwrite": True}, **kwargs}
+        )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -205,7 +214,11 @@ class ExperimentCLI(LightningCLI):
             try:
                 super().instantiate_classes()
             except ValueError as error:
-                raise ValueError(str(error) if str(error).startswith("--") else f"--trainer: {error}") from error
+                message = str(error)
+                if missing := re.search(r"given class_path '([\w.]+)'.*Requirement '([\w-]+)", message, re.DOTALL):
+                    kind, package = missing[1].rpartition(".")[2], missing[2]
+                    message = f"{kind} needs {package}, which is not there. Run pip install {package}, or leave it out."
+                raise ValueError(message if message.startswith("--") else f"--trainer: {message}") from error
             except RuntimeError as error:
                 if "allocate memory" in str(error):
                     memory = "--model: more weights than memory. Choose a smaller --model.image_size."
@@ -217,6 +230,12 @@ class ExperimentCLI(LightningCLI):
                     f"--trainer.callbacks: {kind} like one that is there already, whose state it would take. Give it "
                     "another monitor or every_n_epochs, or set --last_checkpoint.* and --best_checkpoint.* instead."
                 ) from error
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse to write over an earlier run, which Lightning does but for its config."""
+        trains = self.subcommand == "fit"
+        with one_line_errors():
+            check_nothing_in_the_way(self.trainer, trains, self.checkpoint.path if self.checkpoint and trains else None)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give every run what it takes to survive, beside what the user chose."""

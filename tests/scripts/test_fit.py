@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from helpers import ROOT, load
 from helpers.small import UNSEEN
 from helpers.small import small_net as small_net
 from PIL import Image
+from running.flags import ALIASES
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import LOOKS
@@ -211,6 +214,39 @@ REFUSED = {
     "less than a batch to test": ("--trainer.limit_test_batches 0.4", "--trainer.limit_test_batches: 0.4"),
     "nobody logs it": ("--best_checkpoint.monitor val/acc", "--best_checkpoint.monitor: 'val/acc' is not logged"),
     "an accelerator that is not there": ("--trainer.accelerator tpu", "--trainer: "),
+    "an address for a checkpoint's folder": (
+        "--best_checkpoint.dirpath memory://x",
+        "--best_checkpoint.dirpath: memory:",
+    ),
+    "an address for a log folder": (f"{SAVE_DIR} s3://x", f"{SAVE_DIR}: s3://x, expected a folder"),
+    "an address for data": ("--data.root https://x/y", "--data.root: https://x/y"),
+    "an address for a checkpoint": ("test --ckpt_path s3://x/a.ckpt", "--ckpt_path: s3://x/a.ckpt"),
+    "a rate that one_cycle does not heed": (
+        "--trainer.callbacks+=LearningRateFinder --model.schedule one_cycle",
+        "--trainer.callbacks: LearningRateFinder sets a rate that one_cycle",
+    ),
+    "the same checkpoints twice": (
+        "--trainer.callbacks+=ModelCheckpoint",
+        "--trainer.callbacks: ModelCheckpoint like one that is there already",
+    ),
+    "stopping by what nobody logs": (
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val_loss",
+        "--trainer.callbacks: EarlyStopping.monitor: 'val_loss' is not logged. Choose one of train/loss, ",
+    ),
+    "stopping by a validation that is not": (
+        "--data.val_size 0 --best_checkpoint.monitor null --trainer.callbacks+=EarlyStopping "
+        "--trainer.callbacks.monitor val/loss",
+        "--data.val_size: 0 leaves nothing to choose by. Set --trainer.callbacks: EarlyStopping.monitor null",
+    ),
+    "a monitor without a logger": (
+        "--trainer.logger false --trainer.callbacks+=LearningRateMonitor",
+        "--trainer.callbacks: LearningRateMonitor without a logger",
+    ),
+    "fewer classes than the data have": ("--model.num_classes 5", "--model.num_classes: 5, but the images are of 10"),
+    "overfitting on less than a batch": ("--trainer.overfit_batches 0.1", "--trainer.overfit_batches: 0.1 of an epoch"),
+    "a flag by its end": ("--epochs 3", "--epochs: unknown, perhaps --trainer.max_epochs was meant"),
+    "a flag without its owner": ("--lr=3", "--lr=3: unknown, perhaps --model.lr was meant"),
+    "a flag spelt otherwise": ("--data.batchsize 3", "--data.batchsize: unknown, perhaps --data.batch_size was meant"),
     "no data": ("--data.source cifar10 --data.root empty --data.download false", "--data.root: no CIFAR-10 in "),
     "test without a checkpoint": ("test", "--ckpt_path"),
     "validate without a checkpoint": ("validate", "--ckpt_path"),
@@ -272,6 +308,66 @@ def test_refused_in_one_line_before_anything_is_written(refused: Callable[..., s
     if "/proc" in words and not Path("/proc/self/fdinfo").is_dir():
         pytest.skip("no such folder here")
     assert message in refused(*words.split())
+
+
+def test_a_logger_whose_package_is_missing(refused: Callable[..., str]) -> None:
+    if importlib.util.find_spec("mlflow"):
+        pytest.skip("it is installed")
+    assert "--trainer: MLFlowLogger needs mlflow, which is not there" in refused("--trainer.logger=MLFlowLogger")
+
+
+def test_processes_that_know_nothing_of_each_other(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``torchrun --nproc_per_node 2`` without ``--trainer.devices 2``."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "--trainer.devices: 1 in all, but 2 processes" in refused()
+
+
+@pytest.mark.usefixtures("small_net")
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        ("--trainer.logger=false", "logs/config.yaml"),
+        ("--trainer.logger.init_args.version=mine", "logs/alexnet-shapes10/mine/config.yaml"),
+        ("--last_checkpoint.dirpath=kept", "kept/last.ckpt"),
+    ],
+)
+def test_nothing_of_an_earlier_run_is_written_over(
+    fit: Fit, refused: Callable[..., str], words: str, file: str
+) -> None:
+    """But by the run that goes on in its place."""
+    few = ["--looks=false", "--trainer.max_epochs=1", words]
+    assert fit(*few) == 0
+    assert f"{file}: an earlier run's, expected a folder of this run's own" in refused(*few)
+    if "version" not in words:
+        assert fit(*few, "--ckpt_path=last") == 0
+    if "logger=" in words:
+        assert "logs/config.yaml: an earlier run's" in refused("test", "--ckpt_path=last", words)
+
+
+@pytest.mark.usefixtures("small_net")
+def test_the_best_in_training_without_validation(fit: Fit) -> None:
+    assert fit("--data.val_size=0", "--best_checkpoint.monitor=train/loss", "--looks=false") == 0
+    assert (RUN / "checkpoints/best.ckpt").is_file()
+
+
+def test_help_starts_with_what_people_need(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--help", small=False) == 0
+    short = capsys.readouterr().out
+    assert fit("fit", "--help", small=False) == 0
+    every = capsys.readouterr().out
+    flags = set(re.findall(r"^  (--[\w.]+)", short, re.MULTILINE))
+    assert {"--model.lr", "--trainer.max_epochs", "--ckpt_path"} <= flags
+    assert all(flag in every for flag in flags)
+    assert len(short.splitlines()) < 25 < len(every.splitlines())
+
+
+def test_words_that_people_use_are_flags(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("fit", "--help", small=False) == 0
+    assert set(ALIASES.values()) - {"--trainer.logger.init_args.name"} <= set(
+        re.findall(r"--[\w.]+", capsys.readouterr().out)
+    )
 
 
 @pytest.mark.usefixtures("bad_files")
