@@ -10,16 +10,18 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from callbacks.checkpoints.files import damage, sidecar
+from callbacks.checkpoints.io import DurableCheckpointIO
 from callbacks.checkpoints.progress import (
     batches_done,
     count_steps_anew,
@@ -77,6 +79,9 @@ def resumable_path(trainer: Trainer) -> Path | None:
 class StopAndResume(Callback):
     """Save and stop after the batch in which SIGTERM or SIGINT came; go on after any batch as if nothing had been.
 
+    It comes first among the callbacks, and stops in the first hook after the batch's last: what other callbacks keep,
+    such as averaged weights, has had the batch too.
+
     The second signal stops at once. Between batches of training, in validation too, the checkpoint goes where the run
     keeps its last one. Under DDP all processes stop after the same batch, whichever got the signal; validation is
     then finished first, because processes may have different numbers of its batches.
@@ -89,6 +94,7 @@ class StopAndResume(Callback):
         super().__init__()
         self._signum: int | None = None
         self._before: dict[int, Any] = {}  # handlers
+        self._between = False  # batches: nothing is half done, and validation, if it is due, is not done
         self._resumed = False  # from a checkpoint, and no batch since
         self._states: dict[str, Any] = {}  # callbacks' from that checkpoint
 
@@ -125,7 +131,7 @@ class StopAndResume(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is something to save: signals wait for the end of their batch."""
-        self._signum = None
+        self._signum, self._between = None, True
         if threading.current_thread() is threading.main_thread():
             self._before = {signum: signal.signal(signum, self._ask) for signum in SIGNALS}
         done = batches_done(trainer) if self._resumed else 0
@@ -135,6 +141,9 @@ class StopAndResume(Callback):
                 loader.sampler.skip = done * loader.batch_size
             where = f"{done} batches of epoch {trainer.current_epoch}"
             rank_zero_info(f"going on after {where}, whose train/ metrics are of the rest")
+        for callback in trainer.callbacks if self._resumed else []:
+            if isinstance(callback, StochasticWeightAveraging):  # takes its state over in an epoch's start only
+                callback.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last checkpoint was written a moment ago, unless there is no callback for it."""
@@ -148,27 +157,46 @@ class StopAndResume(Callback):
         if self._resumed:
             count_steps_anew(trainer)
             self._resumed = False
+        if self._between:
+            self._stop_if_asked(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not is_accumulating(trainer):
+        self._between = not is_accumulating(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._between:
             self._stop_if_asked(trainer)
 
-    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Stop here too; validation starts anew when the run goes on."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and trainer.world_size == 1:
+        if self._between and self._signum is not None and trainer.world_size == 1:
+            for callback in trainer.callbacks:
+                if isinstance(callback, WeightAveraging):
+                    callback.on_validation_epoch_end(trainer, pl_module)  # swaps the weights in training back
             self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that stopped here would validate twice: the next step comes first."""
+        self._between = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything is saved. From here on signals stop at once."""
+        self._between = False
         self._restore_handlers()
         self._stop_if_asked(trainer, save=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
 
-    # ---- resuming ------------------------------------------------------------------------------------------
+    # ---- what is saved and loaded --------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have files of weights alone hold what validation measured, as whole checkpoints do: averaged weights."""
+        io = trainer.strategy.checkpoint_io
+        if stage == "fit" and isinstance(io, DurableCheckpointIO):
+            io.complete = partial(_averaged, trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the loops' counters agree before Lightning reads them."""
@@ -176,6 +204,9 @@ class StopAndResume(Callback):
             checkpoint["loops"] = {**checkpoint["loops"], "fit_loop": settled(checkpoint["loops"]["fit_loop"])}
             self._resumed = True
             self._states = dict(checkpoint.get("callbacks", {}))
+        if trainer.state.fn != TrainerFn.FITTING:
+            # WeightAveraging would put the weights in training in place of the averaged ones.
+            checkpoint.pop("current_model_state", None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over what was best so far: Lightning forgets it where the folder is another."""
@@ -196,3 +227,12 @@ class StopAndResume(Callback):
                     with suppress(FileNotFoundError):
                         shutil.copyfile(file, copy)
             remember_best(callback, copied, score)
+
+
+def _averaged(trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint with averaged weights where weights are averaged; of weights alone Lightning saves the others."""
+    whole = dict(checkpoint)
+    for callback in trainer.callbacks if "callbacks" not in checkpoint else []:
+        if isinstance(callback, WeightAveraging):
+            callback.on_save_checkpoint(trainer, trainer.lightning_module, whole)
+    return {**checkpoint, "state_dict": whole["state_dict"]}

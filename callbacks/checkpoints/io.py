@@ -24,10 +24,14 @@ class DurableCheckpointIO(CheckpointIO):
 
     Args:
         read: A checkpoint's path and contents that were read already, for the first time that Lightning asks for it.
+
+    Attributes:
+        complete: What is done to a checkpoint before it is written.
     """
 
     def __init__(self, read: tuple[Path, dict[str, Any]] | None = None) -> None:
         self._read = read
+        self.complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda checkpoint: checkpoint
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
@@ -38,6 +42,7 @@ class DurableCheckpointIO(CheckpointIO):
             CheckpointError: If the system refuses.
             NotFiniteError: If the weights are of no use. What was at ``path`` is untouched.
         """
+        checkpoint = self.complete(checkpoint)
         for name, value in checkpoint.get("state_dict", {}).items():
             # A sum is infinite or NaN where one of its terms is, and five times as fast as isfinite().
             if not isinstance(value, Tensor) or not value.is_floating_point():

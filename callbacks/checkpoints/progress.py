@@ -38,11 +38,13 @@ def settled(fit_loop: dict[str, Any]) -> dict[str, Any]:
     epoch = epochs["current"]["processed"]
     done = batches["current"]["processed"] if epochs["current"]["started"] > epoch else 0  # batches of this epoch
     started = epoch + 1 if done else epoch
+    # The flag is that of the batch that was fetched last, which may not be in the weights yet.
+    last = batches["is_last_batch"] and batches["current"]["ready"] == done > 0
     for counts in epochs.values():
         counts.update(ready=started, started=started, processed=epoch, completed=epoch)
     for name, counts in (("current", done), ("total", batches["total"]["processed"])):
         batches[name].update(ready=counts, started=counts, processed=counts, completed=counts)
-    batches["is_last_batch"] = batches["is_last_batch"] and done > 0
+    batches["is_last_batch"] = last
     val_batches["current"].update(ready=0, started=0, processed=0, completed=0)
     val_batches["total"].update(ready=int(done > 0), started=int(done > 0), processed=0, completed=0)
     val_batches["is_last_batch"] = False

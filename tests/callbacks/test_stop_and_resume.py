@@ -110,6 +110,47 @@ def test_stopped_by_a_signal(
         version += 2
 
 
+def every_tensor(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint by where they are in it, of callbacks and of the optimiser too."""
+    found: dict[str, torch.Tensor] = {}
+
+    def add(value: Any, place: str) -> None:
+        if isinstance(value, torch.Tensor) and "/ModelCheckpoint" not in place:  # which has the run's folder in it
+            found[place] = value
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value) if type(value) is list else []:
+            add(item, f"{place}/{key}")
+
+    add(torch.load(path, weights_only=True), "")
+    return found
+
+
+EMA = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.9"]
+SWA = ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"]
+SWA += ["--trainer.callbacks.swa_epoch_start=1", "--model.schedule=constant"]
+
+
+@pytest.mark.usefixtures("small_net")
+@pytest.mark.parametrize("hook", ["training_step", "validation_step"])
+@pytest.mark.parametrize(("averaging", "kept"), [(EMA, "/current_model_state/"), (SWA, "average_model_state/")])
+def test_averages_are_the_unbroken_run_s(
+    fit: Fit, stop_at: Callable[..., None], averaging: list[str], kept: str, hook: str
+) -> None:
+    """Stopped within an epoch, and in validation, where Lightning has swapped the averaged weights in."""
+    words = [*UNSEEN, "--trainer.max_epochs=3", *averaging]
+    assert fit(*words) == 0
+    stop_at(STEPS + 2 if hook == "training_step" else 2 * STEPS, hook=hook)
+    assert fit(*words) == 143
+    stop_at(2 * STEPS + 1)
+    assert fit(*words, "--ckpt_path", str(last(1))) == 143
+    assert fit(*words, "--ckpt_path", str(last(2))) == 0
+    for name in ("last.ckpt", "best.ckpt"):
+        whole, resumed = (every_tensor(last(version).with_name(name)) for version in (0, 3))
+        assert whole.keys() == resumed.keys()
+        assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == [], name
+    assert any(kept in key for key in every_tensor(last(0)))
+    assert digest(last(3)) == digest(last(0))
+
+
 @pytest.mark.usefixtures("small_net")
 @pytest.mark.parametrize("schedule", ["one_cycle", "milestones"])
 def test_ctrl_c(fit: Fit, stop_at: Callable[..., None], capsys: pytest.CaptureFixture[str], schedule: str) -> None:
