@@ -57,12 +57,13 @@ class FitCLI(ExperimentCLI):
             trainer.fit(model, datamodule, **kwargs)
         if trainer.interrupted:
             return
-        trained = summarise_fit(trainer, datamodule, self.history, self.best)
+        best = None if trainer.fast_dev_run else self.best.best_model_path or None
+        trained = summarise_fit(trainer, self.history, self.best, best)
 
-        best = None if trainer.fast_dev_run else self.best.best_model_path
-        trainer.test(model, datamodule, ckpt_path=best or None, verbose=False)
+        trainer.test(model, datamodule, ckpt_path=best, verbose=False)
+        tested = measured(trainer, self.history, "test")
         seconds = round(time.monotonic() - start + self.history.before, 1)
-        report(trainer, datamodule, {**trained, **measured(trainer, "test"), "seconds": seconds}, self.settings)
+        report(trainer, datamodule, {**trained, **tested, "seconds": seconds}, self.settings)
 
     def test(self, model: AlexNetClassifier, datamodule: CIFAR10DataModule, **kwargs: Any) -> None:
         """Test a checkpoint."""
@@ -81,9 +82,7 @@ class FitCLI(ExperimentCLI):
             datamodule.setup("validate" if stage == "val" else "test")
             check_folders(trainer)
         (trainer.validate if stage == "val" else trainer.test)(model, datamodule, **kwargs)
-        figures = {"epochs": checkpoint.epochs, **measured(trainer, stage)}
-        if stage == "val":
-            figures["val_images"] = len(datamodule.split.val)
+        figures = {"epochs": checkpoint.epochs, **measured(trainer, self.history, stage)}
         report(trainer, datamodule, {**figures, "seconds": round(time.monotonic() - start, 1)}, self.settings)
 
 

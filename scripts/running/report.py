@@ -6,8 +6,10 @@ import json
 import os
 import shlex
 import sys
+from contextlib import suppress
 from typing import Any
 
+import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
@@ -21,27 +23,26 @@ from running.figures import duration, percent
 from running.machine import processor, versions
 
 
-def summarise_fit(
-    trainer: Trainer, datamodule: CIFAR10DataModule, history: RunHistory, chosen: ModelCheckpoint
-) -> dict[str, Any]:
+def summarise_fit(trainer: Trainer, history: RunHistory, chosen: ModelCheckpoint, path: str | None) -> dict[str, Any]:
     """What training came to: accuracies in ``[0, 1]``, times in seconds.
 
     Args:
         trainer: After ``fit``.
-        datamodule: The run's.
         history: Of all of its epochs.
-        chosen: What chose the checkpoint that is tested.
+        chosen: What chooses the checkpoint that is tested.
+        path: The checkpoint that is tested; None for the weights as they are.
     """
     last = history.epochs[-1] if history.epochs else {}
-    validated = next((entry for entry in reversed(history.epochs) if "val_top1" in entry), {})
-    score = chosen.best_model_score if chosen.monitor == "val/top1" else None
+    validated = history.validations.get(_steps(path) if path else trainer.global_step, {})
+    by = f" by {chosen.monitor}" if chosen.monitor != "val/top1" else ""
     return {
         "epochs": trainer.current_epoch,
-        "images": len(datamodule.split.train),
-        "val_images": len(datamodule.split.val),
+        "images": history.images.get("train", 0),
+        "val_images": history.images.get("val", 0),
+        "tested": f"best epoch{by}" if path and chosen.monitor else "last epoch",
         "train_top1": last.get("train_top1"),
         "train_loss": last.get("train_loss"),
-        "val_top1": validated.get("val_top1") if score is None else float(score),
+        "val_top1": validated.get("val_top1"),
         "val_top5": validated.get("val_top5"),
         "fit_seconds": round(history.seconds, 1),
         "resumed": history.resumed,
@@ -49,10 +50,18 @@ def summarise_fit(
     }
 
 
-def measured(trainer: Trainer, stage: str) -> dict[str, float]:
-    """``test_top1``, ``test_top5`` and ``test_loss``, or ``val_...``, of the pass that just ended."""
+def _steps(path: str) -> int:
+    """Optimiser steps before a checkpoint, whose weights stay on the disk; -1 where another plugin wrote the file."""
+    with suppress(Exception):
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    return -1
+
+
+def measured(trainer: Trainer, history: RunHistory, stage: str) -> dict[str, float]:
+    """``test_images``, ``test_top1``, ``test_top5`` and ``test_loss``, or ``val_...``, of the pass that just ended."""
     found = {f"{stage}_{name}": trainer.callback_metrics.get(f"{stage}/{name}") for name in METRICS}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    images = {f"{stage}_images": history.images[stage]} if stage in history.images else {}
+    return {**images, **{name: float(value) for name, value in found.items() if value is not None}}
 
 
 def report(trainer: Trainer, datamodule: CIFAR10DataModule, figures: dict[str, Any], config: Any) -> None:
@@ -69,7 +78,6 @@ def report(trainer: Trainer, datamodule: CIFAR10DataModule, figures: dict[str, A
         return
     summary = {
         "data": datamodule.description,
-        "test_images": len(datamodule.images_in("test")[0]),
         **figures,
         "seed": config.seed_everything,
         "command": shlex.join(["python", *sys.argv]),
@@ -91,11 +99,11 @@ def report(trainer: Trainer, datamodule: CIFAR10DataModule, figures: dict[str, A
 
 def table_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """The short table: a name and a value for people, of what was measured."""
-    best, its = ("best epoch, ", "that epoch's weights, ") if "train_top1" in summary else ("", "")
+    tested, its = (f"{summary['tested']}, ", "the same weights, ") if "tested" in summary else ("", "")
     shares = {
         "train_top1": "train top-1 (last epoch, augmented, with dropout)",
-        "val_top1": f"val top-1 ({best}{summary.get('val_images', 0):,} images)",
-        "test_top1": f"test top-1 ({its}{summary['test_images']:,} images)",
+        "val_top1": f"val top-1 ({tested}{summary.get('val_images', 0):,} images)",
+        "test_top1": f"test top-1 ({its}{summary.get('test_images', 0):,} images)",
         "test_top5": "test top-5",
     }
     return [

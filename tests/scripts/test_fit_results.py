@@ -1,0 +1,123 @@
+"""What a run's result is: of which weights, by which validation, over how many images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import load
+from helpers.small import UNSEEN
+from helpers.small import small_net as small_net
+
+Fit = Callable[..., int]
+RUN = Path("logs/alexnet-shapes10/version_0")
+CB = "--trainer.callbacks"
+EVERY_SECOND = [f"{CB}+=ModelCheckpoint", f"{CB}.filename=e{{epoch}}", f"{CB}.save_top_k=-1", f"{CB}.every_n_epochs=2"]
+pytestmark = pytest.mark.usefixtures("small_net")
+
+
+def summary(version: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RUN.with_name(f"version_{version}") / "summary.json").read_text())
+    return found
+
+
+def scores(fit: Fit, checkpoint: str, *words: str) -> dict[str, float]:
+    """What ``fit.py test`` and ``validate`` measure of a checkpoint of the first run."""
+    found: dict[str, float] = {}
+    for version, stage in enumerate(("test", "validate"), len(list(RUN.parent.iterdir()))):
+        assert fit(stage, "--ckpt_path", str(RUN / "checkpoints" / checkpoint), *words) == 0
+        found |= {k: v for k, v in summary(version).items() if k.endswith(("_top1", "_top5", "_loss"))}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "tested"),
+    [
+        ([], "best.ckpt"),
+        (["--best_checkpoint.save_top_k=0"], "last.ckpt"),
+        (["--best_checkpoint.every_n_epochs=9"], "last.ckpt"),
+    ],
+    ids=["chosen", "disabled", "saved nothing"],
+)
+def test_another_s_checkpoints_are_not_tested(fit: Fit, words: list[str], tested: str) -> None:
+    """The best one's weights, or where there are none the last ones, whatever other callbacks saved before."""
+    # The network gets worse, so that the best epoch is not the last.
+    assert fit(*UNSEEN, "--trainer.max_epochs=4", "--model.lr=0.3", *EVERY_SECOND, *words) == 0
+    found = summary()
+    assert (RUN / "checkpoints/best.ckpt").exists() == (tested == "best.ckpt")
+    assert {key: found[key] for key in ("test_loss", "test_top1")}.items() <= scores(fit, tested).items()
+
+
+EMA = [f"{CB}+=EMAWeightAveraging", f"{CB}.decay=0.9"]
+
+
+@pytest.mark.parametrize("words", [[], ["--best_checkpoint.save_weights_only=false"]], ids=["weights", "whole"])
+def test_averaged_weights_are_saved_and_tested(fit: Fit, words: list[str]) -> None:
+    """What validation measured: the averaged weights, in ``best.ckpt`` as in ``last.ckpt``."""
+    assert fit(*UNSEEN, *EMA, *words) == 0
+    found, measured = summary(), scores(fit, "best.ckpt")
+    assert found["history"][-1]["val_loss"] == pytest.approx(scores(fit, "last.ckpt")["val_loss"], abs=1e-6)
+    for key in ("test_loss", "test_top1", "val_top1"):
+        assert found[key] == pytest.approx(measured[key], abs=1e-6), key
+    last = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
+    assert not torch.equal(last["current_model_state"]["net.conv1.weight"], last["state_dict"]["net.conv1.weight"])
+    assert load(RUN / "checkpoints/best.ckpt").keys() == last["state_dict"].keys()
+
+
+CHOOSERS = ["val/loss min", "train/loss max", "val/top1 max", "null max"]
+
+
+@pytest.mark.parametrize("chooser", CHOOSERS)
+def test_the_validation_figures_are_of_the_tested_weights(fit: Fit, chooser: str) -> None:
+    """Whichever metric chose them, and in whichever of an epoch's validations."""
+    monitor, mode = chooser.split()
+    words = ["--model.lr=0.1", "--trainer.max_epochs=4"]
+    words += ["--trainer.val_check_interval=0.5"] if monitor != "train/loss" else []  # which each epoch has once
+    assert fit(*UNSEEN, *words, "--best_checkpoint.monitor", monitor, f"--best_checkpoint.mode={mode}") == 0
+    found = summary()
+    assert {key: found[key] for key in ("val_top1", "val_top5")}.items() <= scores(fit, "best.ckpt").items()
+    said = {"val/top1": "best epoch", "null": "last epoch"}.get(monitor, f"best epoch by {monitor}")
+    assert f"val top-1 ({said}, 40 images)" in (RUN / "summary.md").read_text()
+
+
+LIMITS = {
+    "--trainer.limit_test_batches=1": (100, 40, 32),
+    "--trainer.limit_val_batches=1": (100, 32, 60),
+    "--trainer.limit_train_batches=2": (64, 40, 60),
+    "--trainer.limit_train_batches=0.5": (64, 40, 60),
+    "--trainer.max_steps=3": (96, 0, 60),
+    "--trainer.max_steps=5": (100, 40, 60),
+    "--trainer.overfit_batches=1": (32, 32, 60),
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_images_that_were_used_are_counted(fit: Fit, limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the table as in the summary."""
+    assert fit(*UNSEEN, limit) == 0
+    found, said = summary(), (RUN / "summary.md").read_text()
+    assert tuple(found[key] for key in ("images", "val_images", "test_images")) == LIMITS[limit]
+    train, val, test = LIMITS[limit]
+    assert f"| training images | {train} |" in said
+    assert f", {val} images)" in said
+    assert f", {test} images)" in said
+
+
+def test_counted_by_the_other_subcommands_and_a_resumed_run(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(*UNSEEN, "--trainer.fast_dev_run=true") == 0
+    said = capsys.readouterr().out
+    assert "training images" in said
+    assert "test top-1 (the same weights, 32 images)" in said
+    assert fit(*UNSEEN, "--trainer.limit_train_batches=2") == 0
+    assert fit(*UNSEEN, "--trainer.limit_train_batches=2", "--ckpt_path", str(RUN / "checkpoints/last.ckpt")) == 0
+    keys = ("images", "val_images", "test_images", "val_top1", "val_top5")
+    assert {key: summary(1)[key] for key in keys} == {key: summary(0)[key] for key in keys}
+    assert fit("test", "--ckpt_path", str(RUN / "checkpoints/best.ckpt"), "--trainer.limit_test_batches=1") == 0
+    assert summary(2)["test_images"] == 32
+    assert fit("validate", "--ckpt_path", str(RUN / "checkpoints/best.ckpt"), "--trainer.limit_val_batches=1") == 0
+    assert summary(3)["val_images"] == 32
+    assert "test_images" not in summary(3)
