@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 METRICS = ("loss", "top1", "top5")
 
@@ -22,6 +24,7 @@ class RunHistory(Callback):
         before: Seconds of training in the processes before this one.
         images: How many images the longest epoch of training, the newest validation and the test had, in all processes:
             ``train``, ``val`` and ``test``.
+        chosen: What chooses the best epoch, which its line on the terminal says; None where nothing does.
         validations: The ``val_loss``, ``val_top1`` and ``val_top5`` of each validation, by optimiser steps before it.
     """
 
@@ -29,6 +32,7 @@ class RunHistory(Callback):
         super().__init__()
         self.epochs: list[dict[str, float]] = []
         self.resumed = 0
+        self.chosen: ModelCheckpoint | None = None
         self.images: dict[str, int] = {}
         self.validations: dict[int, dict[str, float]] = {}
         self._validation: dict[str, float] = {}  # the newest of this epoch
@@ -92,8 +96,30 @@ class RunHistory(Callback):
         before = sum(entry["seconds"] for entry in self.epochs)
         entry = {"epoch": trainer.current_epoch + 1, **_metrics(trainer, "train"), **self._validation, **lr}
         self.epochs.append({**entry, "seconds": round(self.seconds - before, 3)})
+        pl_module.print(epoch_line(self.epochs[-1], trainer.max_epochs, self._is_best()))
+        sys.stdout.flush()  # a file's readers see it now
         self._validation = {}
         self.images["train"] = max(self.images.get("train", 0), self._in_all_processes(trainer, "train"))
+
+    def _is_best(self) -> bool:
+        """Whether the newest epoch is better than all before, by what the best checkpoint is chosen by."""
+        key = ((self.chosen and self.chosen.monitor) or "").replace("/", "_")
+        measured = list(self.validations.values()) if key.startswith("val_") else self.epochs
+        values = [entry[key] for entry in measured if key in entry]
+        sign = 1 if self.chosen and self.chosen.mode == "max" else -1
+        return key in self.epochs[-1] and all(sign * values[-1] > sign * value for value in values[:-1])
+
+
+def epoch_line(entry: dict[str, float], epochs: int | None, best: bool) -> str:
+    """What the terminal says of an epoch: its entry in the history, with what was not measured left out."""
+    of = f"/{epochs}" if epochs and epochs > 0 else ""
+    words = [f"epoch {entry['epoch']:.0f}{of}:"]
+    for stage in ("train", "val"):
+        names = {"loss": "loss", "top1": "top-1"} if stage == "train" else {"top1": "top-1", "top5": "top-5"}
+        values = {shown: entry[f"{stage}_{name}"] for name, shown in names.items() if f"{stage}_{name}" in entry}
+        said = [f"{n} {v:.4f}" if n == "loss" else f"{n} {100 * v:.2f} %" for n, v in values.items()]
+        words += [f"{stage} {' '.join(said)},"] if said else []
+    return " ".join([*words, f"{entry['seconds']:.1f} s", *(["best"] if best else [])])
 
 
 def _metrics(trainer: Trainer, stage: str) -> dict[str, float]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
@@ -31,6 +31,8 @@ from callbacks.checkpoints.progress import (
     saved_at,
     settled,
 )
+
+Kind = TypeVar("Kind", bound=Callback)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -58,6 +60,11 @@ def exit_status_of_signals() -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
+    """A run's callbacks of a kind."""
+    return [callback for callback in cast(Any, trainer).callbacks if isinstance(callback, kind)]
 
 
 def model_checkpoints(trainer: Trainer, resumable: bool = False) -> list[ModelCheckpoint]:
@@ -141,9 +148,8 @@ class StopAndResume(Callback):
                 loader.sampler.skip = done * loader.batch_size
             where = f"{done} batches of epoch {trainer.current_epoch}"
             rank_zero_info(f"going on after {where}, whose train/ metrics are of the rest")
-        for callback in trainer.callbacks if self._resumed else []:
-            if isinstance(callback, StochasticWeightAveraging):  # takes its state over in an epoch's start only
-                callback.on_train_epoch_start(trainer, pl_module)
+        for callback in callbacks_of(trainer, StochasticWeightAveraging) if self._resumed else []:
+            callback.on_train_epoch_start(trainer, pl_module)  # it takes its state over there only
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last checkpoint was written a moment ago, unless there is no callback for it."""
@@ -172,9 +178,8 @@ class StopAndResume(Callback):
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Stop here too; validation starts anew when the run goes on."""
         if self._between and self._signum is not None and trainer.world_size == 1:
-            for callback in trainer.callbacks:
-                if isinstance(callback, WeightAveraging):
-                    callback.on_validation_epoch_end(trainer, pl_module)  # swaps the weights in training back
+            for callback in callbacks_of(trainer, WeightAveraging):
+                callback.on_validation_epoch_end(trainer, pl_module)  # swaps the weights in training back
             self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -232,7 +237,6 @@ class StopAndResume(Callback):
 def _averaged(trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint with averaged weights where weights are averaged; of weights alone Lightning saves the others."""
     whole = dict(checkpoint)
-    for callback in trainer.callbacks if "callbacks" not in checkpoint else []:
-        if isinstance(callback, WeightAveraging):
-            callback.on_save_checkpoint(trainer, trainer.lightning_module, whole)
+    for callback in callbacks_of(trainer, WeightAveraging) if "callbacks" not in checkpoint else []:
+        callback.on_save_checkpoint(trainer, trainer.lightning_module, whole)
     return {**checkpoint, "state_dict": whole["state_dict"]}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
@@ -120,7 +122,8 @@ class AlexNetClassifier(LightningModule):
         accuracies.update(log_probabilities.detach(), targets)
         mean_loss.update(loss.detach(), len(targets))
         self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True, batch_size=len(targets))
-        self.log_dict(accuracies, on_step=False, on_epoch=True, batch_size=len(targets))
+        bar = stage == "val"
+        self.log_dict(accuracies, prog_bar=bar, on_step=False, on_epoch=True, batch_size=len(targets))
         return {"loss": loss, "log_probabilities": log_probabilities.detach()}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -141,7 +144,12 @@ class AlexNetClassifier(LightningModule):
         return self.model_step(batch, "test")
 
     def configure_optimizers(self) -> Any:
-        sgd = torch.optim.SGD(self.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
+        fused = True
+        with suppress(RuntimeError):  # there may be no trainer
+            # Lightning does not clip for fused optimisers then, which undo the loss's scale after clipping.
+            mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
+            fused = not (mixed and self.trainer.gradient_clip_val)
+        sgd = torch.optim.SGD(self.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=fused)
         if self.schedule == "plateau":
             # min_lr: three cuts. threshold 0: any better validation top-1 counts as an improvement.
             plateau = ReduceLROnPlateau(sgd, "max", 0.1, self.patience, threshold=0.0, min_lr=self.lr * 1e-3)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
+from running.averaging import save_average, take_average
 from running.checkpoint import check_resume
 from running.checks import announce_data, batches_an_epoch, check_folders, check_run
 from running.cli import ExperimentCLI, one_line_errors, one_line_failures
@@ -23,20 +24,33 @@ from callbacks.stop_and_resume import exit_status_of_signals
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
 
+CHECKPOINTS = ("best_checkpoint", "last_checkpoint")
+
 
 class FitCLI(ExperimentCLI):
     """Data, model, train, test."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.parsers: list[LightningArgumentParser] = []
+        super().__init__(*args, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What must agree is given once; each callback has a name by which its options are set."""
+        self.parsers.append(parser)
         parser.link_arguments("model.image_size", "data.image_size")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
-        parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
-        parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
+        for key in CHECKPOINTS:
+            parser.add_lightning_class_args(ModelCheckpoint, key)
         for key, look in LOOKS.items():
             parser.add_lightning_class_args(look, key)
             parser.set_defaults({f"{key}.enabled": None})  # as --looks says
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Leave the checkpoints out with ``--trainer.enable_checkpointing false``."""
+        for parser in self.parsers if self.config_init[self.subcommand].trainer.enable_checkpointing is False else []:
+            parser.callback_keys = [key for key in parser.callback_keys if key not in CHECKPOINTS]
+        return super().instantiate_trainer(**kwargs)
 
     def fit(self, model: AlexNetClassifier, datamodule: CIFAR10DataModule, **kwargs: Any) -> None:
         """Train, test the best checkpoint, and say what came of it."""
@@ -53,12 +67,18 @@ class FitCLI(ExperimentCLI):
         announce_data(trainer, datamodule)
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, batches_an_epoch(trainer, datamodule))
 
+        self.history.chosen = self.best
         with one_line_failures(trainer):
             trainer.fit(model, datamodule, **kwargs)
         if trainer.interrupted:
             return
         best = None if trainer.fast_dev_run else self.best.best_model_path or None
         trained = summarise_fit(trainer, self.history, self.best, best)
+        if take_average(trainer, model):
+            trainer.validate(model, datamodule, verbose=False)
+            trained |= {"tested": "averaged weights", **measured(trainer, self.history, "val")}
+            with one_line_failures(trainer):
+                best = save_average(trainer)
 
         trainer.test(model, datamodule, ckpt_path=best, verbose=False)
         tested = measured(trainer, self.history, "test")

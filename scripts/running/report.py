@@ -99,7 +99,8 @@ def report(trainer: Trainer, datamodule: CIFAR10DataModule, figures: dict[str, A
 
 def table_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """The short table: a name and a value for people, of what was measured."""
-    tested, its = (f"{summary['tested']}, ", "the same weights, ") if "tested" in summary else ("", "")
+    tested = f"{summary['tested']}, " if "tested" in summary else ""
+    its = "that epoch's weights, " if "epoch" in tested else "the same weights, " if tested else ""
     shares = {
         "train_top1": "train top-1 (last epoch, augmented, with dropout)",
         "val_top1": f"val top-1 ({tested}{summary.get('val_images', 0):,} images)",

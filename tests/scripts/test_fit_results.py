@@ -111,7 +111,7 @@ def test_counted_by_the_other_subcommands_and_a_resumed_run(fit: Fit, capsys: py
     assert fit(*UNSEEN, "--trainer.fast_dev_run=true") == 0
     said = capsys.readouterr().out
     assert "training images" in said
-    assert "test top-1 (the same weights, 32 images)" in said
+    assert "test top-1 (that epoch's weights, 32 images)" in said
     assert fit(*UNSEEN, "--trainer.limit_train_batches=2") == 0
     assert fit(*UNSEEN, "--trainer.limit_train_batches=2", "--ckpt_path", str(RUN / "checkpoints/last.ckpt")) == 0
     keys = ("images", "val_images", "test_images", "val_top1", "val_top5")
@@ -121,3 +121,68 @@ def test_counted_by_the_other_subcommands_and_a_resumed_run(fit: Fit, capsys: py
     assert fit("validate", "--ckpt_path", str(RUN / "checkpoints/best.ckpt"), "--trainer.limit_val_batches=1") == 0
     assert summary(3)["val_images"] == 32
     assert "test_images" not in summary(3)
+
+
+SWA = [f"{CB}+=StochasticWeightAveraging", f"{CB}.swa_lrs=0.01", f"{CB}.swa_epoch_start=1"]
+
+
+def test_stochastic_weight_averaging_is_the_result(fit: Fit) -> None:
+    """The weights with which fit ends are validated, saved and tested; a run that goes on to its test has them too."""
+    words = [*UNSEEN, *SWA, "--model.schedule=constant", "--trainer.max_epochs=3"]
+    assert fit(*words) == 0
+    states = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["callbacks"]
+    average, kept = states["StochasticWeightAveraging"]["average_model_state"], load(RUN / "checkpoints/averaged.ckpt")
+    assert all(torch.equal(kept[name], average[name]) for name in average)
+    found, measured = summary(), scores(fit, "averaged.ckpt")
+    for key in ("test_loss", "test_top1", "val_top1", "val_top5"):
+        assert found[key] == pytest.approx(measured[key], abs=1e-6), key
+    assert "val top-1 (averaged weights, 40 images)" in (RUN / "summary.md").read_text()
+    assert fit(*words, "--ckpt_path", str(RUN / "checkpoints/last.ckpt")) == 0
+    assert {key: value for key, value in summary(3).items() if key.startswith(("test", "val"))} == {
+        key: value for key, value in found.items() if key.startswith(("test", "val"))
+    }
+
+
+def test_without_checkpoints_the_last_weights_are_tested(fit: Fit, refused: Callable[..., str]) -> None:
+    assert fit(*UNSEEN, "--best_checkpoint.save_top_k=0") == 0
+    assert fit(*UNSEEN, "--trainer.enable_checkpointing=false") == 0
+    with_files, without = summary(0), summary(1)
+    for key in ("test_top1", "test_loss", "val_top1", "val_top5", "tested", "test_images"):
+        assert with_files[key] == without[key], key
+    assert without["tested"] == "last epoch"
+    assert not list(RUN.with_name("version_1").rglob("*.ckpt"))
+    assert not (RUN.with_name("version_1") / "checkpoints").exists()
+    assert "ModelCheckpoint" in refused("--trainer.enable_checkpointing=false", f"{CB}+=ModelCheckpoint")
+
+
+@pytest.mark.parametrize("bar", ["false", "true"])
+def test_a_line_for_each_epoch(fit: Fit, capsys: pytest.CaptureFixture[str], bar: str) -> None:
+    """Of what the history has, in ``best`` the epoch that was tested."""
+    words = [
+        "--model.lr=0.1",
+        "--trainer.max_epochs=4",
+        "--best_checkpoint.monitor=val/loss",
+        "--best_checkpoint.mode=min",
+    ]
+    assert fit(*UNSEEN, *words, f"--trainer.enable_progress_bar={bar}") == 0
+    said = capsys.readouterr().out
+    lines = [line.strip() for line in said.splitlines() if "epoch " in line and " train loss" in line]
+    history = summary()["history"]
+    best = 0
+    for number, (line, entry) in enumerate(zip(lines, history, strict=True), 1):
+        assert line.startswith(f"epoch {number}/4: train loss {entry['train_loss']:.4f} top-1 ")
+        assert f", val top-1 {100 * entry['val_top1']:.2f} % top-5 {100 * entry['val_top5']:.2f} %, " in line
+        assert f"{entry['seconds']:.1f} s" in line
+        best = number if line.endswith(" s best") else best
+    assert best == 1 + min(range(4), key=lambda place: history[place]["val_loss"])
+    assert ("val/top1" in said) == (bar == "true")
+
+
+@pytest.mark.parametrize("clip", ["norm", "value"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_gradients_are_clipped_in_any_precision(fit: Fit, precision: str, clip: str) -> None:
+    """Also where Lightning does not clip for the fused optimiser, which all other runs have."""
+    words = [f"--trainer.precision={precision}", f"--trainer.gradient_clip_algorithm={clip}", "--trainer.max_epochs=1"]
+    assert fit(*UNSEEN, *words, "--trainer.gradient_clip_val=1") == 0
+    optimizer = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]
+    assert optimizer["param_groups"][0]["fused"] == (precision == "32-true")
