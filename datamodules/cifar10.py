@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 from datamodules import shapes10, sources
 from datamodules.augment import Draws, centre_crop, crop_and_flip, cut_out, draw, resize, resize_extent, ten_crops
 from datamodules.pca_lighting import RGBStatistics, fit_rgb_pca, pca_lighting
-from datamodules.subset import Split, balanced_split
+from datamodules.subset import Split, alternating, balanced_split
 
 View = Literal["augmented", "centre", "ten_crops"]
 InputScale = Literal["unit", "raw"]
@@ -210,14 +210,16 @@ class CIFAR10DataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[RawBatch]:
         """Augmented, in a new order every epoch."""
-        return self._loader("train", "augmented")
+        # Lightning overfits to the first images in order, which would be those of one class.
+        return self._loader("train", "augmented", alternate=bool(self.trainer and self.trainer.overfit_batches))
 
     def val_dataloader(self) -> DataLoader[RawBatch] | list[Any]:
-        return self._loader("val", "centre") if len(self.split.val) else []
+        """Classes alternate, so that ``limit_val_batches`` leaves a sample."""
+        return self._loader("val", "centre", alternate=True) if len(self.split.val) else []
 
     def test_dataloader(self) -> DataLoader[RawBatch]:
-        """The test split, one crop or ten an image. ``test`` alone uses it."""
-        return self._loader("test", "ten_crops" if self.test_crops == 10 else "centre")
+        """The test split, likewise, one crop or ten an image. ``test`` alone uses it."""
+        return self._loader("test", self._test_view, alternate=True)
 
     def gallery_dataloader(self) -> DataLoader[RawBatch]:
         """The training images, in order and as they are, all of them in every process."""
@@ -227,9 +229,16 @@ class CIFAR10DataModule(LightningDataModule):
         """The validation or test images, likewise."""
         return self._loader(stage, "centre", shard=False)
 
-    def _loader(self, stage: Literal["train", "val", "test"], view: View, shard: bool = True) -> DataLoader[RawBatch]:
+    @property
+    def _test_view(self) -> View:
+        return "ten_crops" if self.test_crops == 10 else "centre"
+
+    def _loader(
+        self, stage: Literal["train", "val", "test"], view: View, shard: bool = True, alternate: bool = False
+    ) -> DataLoader[RawBatch]:
         images, targets = self.images_in("test" if stage == "test" else "train")
         indices = torch.arange(len(images)) if stage == "test" else getattr(self.split, stage)
+        indices = alternating(targets, indices) if alternate else indices
         dataset = ImageSet(images, targets, indices, view)
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if shard and self.trainer else (1, 0)
         # No workers: a batch is one gather of a millisecond, which sending it to another process would only slow down.

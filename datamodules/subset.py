@@ -1,4 +1,4 @@
-"""Class-balanced splits and subsets: which images train, and which validate. Pure functions."""
+"""Class-balanced splits and subsets: which images train, which validate, in which order. Pure functions."""
 
 from __future__ import annotations
 
@@ -60,3 +60,19 @@ def balanced_split(targets: Tensor, subset_size: int | None, val_size: int, seed
         val.append(members[:cut])
         train.append(members[cut:end])
     return Split(torch.cat(train).sort().values, torch.cat(val).sort().values)
+
+
+def alternating(targets: Tensor, indices: Tensor) -> Tensor:
+    """The same indices in an order in which classes alternate, so that the first images are a sample of all.
+
+    Args:
+        targets: ``(N,)`` int64 labels.
+        indices: ``(n,)`` int64 positions in ``targets``.
+
+    Returns:
+        ``(n,)``: the first index of each class, in the order of the labels, then the second of each, and so on.
+    """
+    labels = targets[indices]
+    by_class, counts = labels.argsort(stable=True), labels.bincount()
+    turn = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]  # 0 for the first of its class
+    return indices[by_class[turn.argsort(stable=True)]]

@@ -32,6 +32,31 @@ def test_splits_are_apart_and_whole(datamodule: CIFAR10DataModule) -> None:
     assert images_of(batches(datamodule, "query_dataloader", "test")) == test
 
 
+def test_a_limited_evaluation_is_a_sample_of_all_classes(datamodule: CIFAR10DataModule) -> None:
+    """``limit_val_batches 1`` would choose best.ckpt by airplanes; pictures keep the images that they have shown."""
+    datamodule.batch_size = 10
+    for stage in ("val", "test"):
+        for batch in batches(datamodule, f"{stage}_dataloader"):
+            assert batch.targets.tolist() == list(range(10))
+        in_order = torch.cat([batch.targets for batch in batches(datamodule, "query_dataloader", stage)])
+        assert torch.equal(in_order, in_order.sort().values)
+
+
+def test_overfit_batches_are_a_sample_of_all_classes(datamodule: CIFAR10DataModule) -> None:
+    seen: list[int] = []
+
+    class Probe(LightningModule):
+        def training_step(self, batch, batch_idx):
+            seen.extend(batch[1].tolist())
+
+        def configure_optimizers(self):
+            return None
+
+    datamodule.batch_size = 20
+    Trainer(overfit_batches=1, max_epochs=1, logger=False, enable_checkpointing=False).fit(Probe(), datamodule)
+    assert torch.bincount(torch.tensor(seen)).tolist() == [2] * 10
+
+
 def test_gallery_is_in_order_and_not_augmented(datamodule: CIFAR10DataModule) -> None:
     raw = batches(datamodule, "gallery_dataloader")
     assert torch.equal(torch.cat([b.places for b in raw]), torch.arange(100))

@@ -1,9 +1,9 @@
-"""Balanced subsets: counts, seeds, nesting, disjointness, refusals."""
+"""Balanced subsets: counts, seeds, nesting, disjointness, refusals; the order of evaluation."""
 
 import pytest
 import torch
 
-from datamodules.subset import balanced_split
+from datamodules.subset import alternating, balanced_split
 
 TARGETS = torch.arange(10).repeat(50)  # interleaved: (500,)
 
@@ -69,3 +69,10 @@ def test_unequal_classes_are_kept_whole_only_without_a_subset() -> None:
     targets = torch.cat([TARGETS, torch.zeros(100, dtype=torch.int64)])
     assert torch.bincount(targets[balanced_split(targets, None, 0, 0).train]).tolist() == [150] + [50] * 9
     assert torch.bincount(targets[balanced_split(targets, 500, 0, 0).train]).tolist() == [50] * 10
+
+
+def test_classes_alternate() -> None:
+    targets = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2])
+    assert alternating(targets, torch.arange(9)).tolist() == [0, 3, 5, 1, 4, 6, 2, 7, 8]
+    assert alternating(targets, torch.tensor([8, 1, 0, 5])).tolist() == [1, 8, 0, 5]
+    assert alternating(targets, torch.arange(0)).tolist() == []
