@@ -8,7 +8,7 @@ cutout before the resizing and a jitter of scale with it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from math import inf
 from typing import Any, Literal, NamedTuple, get_args
@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_convert
 
@@ -93,6 +94,9 @@ class EpochSampler(DistributedSampler[RawBatch]):
 
 class CIFAR10DataModule(LightningDataModule):
     """CIFAR-10, or its stand-in shapes10, ready for the network.
+
+    A loader that is asked for while no Trainer runs gives batches as the network takes them, made on the CPU: float
+    images ``(B, 3, image_size, image_size)`` and int64 targets ``(B,)``. A Trainer's own are made on its device.
 
     Args:
         root: Folder that is searched for CIFAR-10, and into which it is downloaded: ``cifar-10-batches-py/``,
@@ -196,7 +200,7 @@ class CIFAR10DataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read what the stage needs, so that whatever is wrong with it shows before anything else is done."""
-        if stage == "test":
+        if stage in ("test", "predict"):
             self.images_in("test")
         elif stage in ("fit", "validate"):
             self.split, self.statistics  # noqa: B018
@@ -229,6 +233,10 @@ class CIFAR10DataModule(LightningDataModule):
         """The validation or test images, likewise."""
         return self._loader(stage, "centre", shard=False)
 
+    def predict_dataloader(self) -> DataLoader[RawBatch]:
+        """The test split in order, so that a prediction's place is its image's."""
+        return self._loader("test", self._test_view)
+
     @property
     def _test_view(self) -> View:
         return "ten_crops" if self.test_crops == 10 else "centre"
@@ -241,21 +249,35 @@ class CIFAR10DataModule(LightningDataModule):
         indices = alternating(targets, indices) if alternate else indices
         dataset = ImageSet(images, targets, indices, view)
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if shard and self.trainer else (1, 0)
+        sampler = EpochSampler(dataset, view == "augmented", self.seed, replicas, rank)
+        moved = self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
         # No workers: a batch is one gather of a millisecond, which sending it to another process would only slow down.
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            sampler=EpochSampler(dataset, view == "augmented", self.seed, replicas, rank),
-            collate_fn=default_convert,  # leaves the batch as it is
+            sampler=sampler,
+            # The Trainer moves the batch as it is to the device, and on_after_batch_transfer makes the input there.
+            collate_fn=default_convert if moved else partial(self._collate, sampler),
             pin_memory=torch.cuda.is_available(),
         )
 
+    def _collate(self, sampler: EpochSampler, batch: RawBatch) -> tuple[Tensor, Tensor]:
+        return self._inputs_of(batch, sampler.epoch)
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Make the network's input of a raw batch: images ``(B, 3, image_size, image_size)`` and targets."""
+        """Make the network's input of a raw batch, in the Trainer's precision: images and targets."""
         if not isinstance(batch, RawBatch):
-            return batch  # somebody else's loader, or Lightning's second call
+            return batch  # somebody else's loader, Lightning's second call, or made by the loader
+        if self.trainer is None:
+            return self._inputs_of(batch, 0)
+        # Lightning's own conversion came before, when the images were bytes.
+        inputs = self._inputs_of(batch, self.trainer.current_epoch)
+        return self.trainer.precision_plugin.convert_input(inputs)
+
+    def _inputs_of(self, batch: RawBatch, epoch: int) -> tuple[Tensor, Tensor]:
+        """Float images ``(B, 3, image_size, image_size)``, of ten crops ``(B, 10, ...)``; int64 targets ``(B,)``."""
         if batch.view == "augmented":
-            draws = self._epoch_draws().rows(batch.places)
+            draws = self._epoch_draws(epoch).rows(batch.places)
             crops = crop_and_flip(batch.images, draws.top, draws.left, draws.flip, self.crop_size, self.crop_padding)
             return self._to_input(crops, draws), batch.targets
         if batch.view == "ten_crops":
@@ -263,8 +285,7 @@ class CIFAR10DataModule(LightningDataModule):
             return self._to_input(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]), batch.targets
         return self._to_input(centre_crop(batch.images, min(self.crop_size, SIZE))), batch.targets
 
-    def _epoch_draws(self) -> Draws:
-        epoch = self.trainer.current_epoch if self.trainer else 0
+    def _epoch_draws(self, epoch: int) -> Draws:
         if self._draws is None or self._draws[0] != epoch:
             n, slack = len(self.split.train), SIZE + 2 * self.crop_padding - self.crop_size
             key = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0] >> 1

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as tv
 
 from datamodules import CIFAR10DataModule
@@ -15,7 +17,12 @@ from datamodules.sources import DataError
 
 
 def batches(datamodule: CIFAR10DataModule, loader: str, *args: str) -> list[RawBatch]:
-    return list(getattr(datamodule, loader)(*args))
+    """As they lie in memory, and as a Trainer moves them to the device."""
+    return raw_of(getattr(datamodule, loader)(*args))
+
+
+def raw_of(loader: DataLoader[RawBatch]) -> list[RawBatch]:
+    return [loader.dataset.fetch(places) for places in loader.batch_sampler]
 
 
 def images_of(raw: list[RawBatch]) -> set[bytes]:
@@ -94,18 +101,18 @@ def test_skip_leaves_out_the_beginning_once(replicas: int) -> None:
 
 def test_skip_is_of_one_loader_alone(datamodule: CIFAR10DataModule) -> None:
     loader, other = datamodule.train_dataloader(), datamodule.train_dataloader()
-    whole = torch.cat([batch.places for batch in other])
+    whole = torch.cat([batch.places for batch in raw_of(other)])
     loader.sampler.skip = 64
-    assert torch.equal(torch.cat([batch.places for batch in other]), whole)
+    assert torch.equal(torch.cat([batch.places for batch in raw_of(other)]), whole)
     for name in ("val", "test", "gallery"):
-        assert next(iter(getattr(datamodule, f"{name}_dataloader")())).places[0] == 0
-    assert torch.equal(torch.cat([batch.places for batch in loader]), whole[64:])
-    assert torch.equal(torch.cat([batch.places for batch in loader]), whole)
+        assert batches(datamodule, f"{name}_dataloader")[0].places[0] == 0
+    assert torch.equal(torch.cat([batch.places for batch in raw_of(loader)]), whole[64:])
+    assert torch.equal(torch.cat([batch.places for batch in raw_of(loader)]), whole)
 
 
 def test_fetch_takes_any_images_as_a_batch(datamodule: CIFAR10DataModule) -> None:
     loader = datamodule.gallery_dataloader()
-    everything = torch.cat([batch.images for batch in loader])
+    everything = torch.cat([batch.images for batch in raw_of(loader)])
     batch = loader.dataset.fetch([70, 3, 3])
     assert torch.equal(batch.images, everything[[70, 3, 3]])
     assert batch.places.tolist() == [70, 3, 3]
@@ -133,9 +140,9 @@ def test_augmentation_is_crop_flip_lighting_scale_resize(small_shapes: None, inp
     datamodule = CIFAR10DataModule(
         source="shapes10", val_size=0, batch_size=20, image_size=48, crop_size=28, input_scale=input_scale
     )
-    batch = next(iter(datamodule.train_dataloader()))
+    batch = batches(datamodule, "train_dataloader")[0]
     got, _ = datamodule.on_after_batch_transfer(batch, 0)
-    draws = datamodule._epoch_draws()
+    draws = datamodule._epoch_draws(0)
     mean, std, eigvecs, eigvals = (t.double() for t in datamodule.statistics)
     assert draws.flip.any()
     for i, place in enumerate(batch.places.tolist()):
@@ -153,9 +160,9 @@ def test_cutout_comes_before_the_jitter_of_scale_and_both_are_for_training_alone
         CIFAR10DataModule(source="shapes10", val_size=0, batch_size=20, image_size=48, crop_size=28, **flags)
         for flags in ({}, {"scale_jitter": 1.5, "cutout": 9})
     )
-    batch = next(iter(plain.train_dataloader()))
-    draws = jittered._epoch_draws()
-    for table, other in zip(draws[:4], plain._epoch_draws()[:4], strict=True):
+    batch = batches(plain, "train_dataloader")[0]
+    draws = jittered._epoch_draws(0)
+    for table, other in zip(draws[:4], plain._epoch_draws(0)[:4], strict=True):
         assert torch.equal(table, other)
     plain.image_size = 28  # the crops, lit and normalised, before they are enlarged
     crops, _ = plain.on_after_batch_transfer(batch, 0)
@@ -177,22 +184,17 @@ def test_an_image_is_augmented_the_same_in_any_batch(small_shapes: None) -> None
             source="shapes10", val_size=0, batch_size=batch_size, image_size=32, seed=5, scale_jitter=1.2, cutout=8
         )
         rows = torch.empty(160, 3, 32, 32)
-        for batch in datamodule.train_dataloader():
+        for batch in batches(datamodule, "train_dataloader"):
             rows[batch.places], _ = datamodule.on_after_batch_transfer(batch, 0)
         seen.append(rows)
     assert torch.equal(*seen)
 
 
 def test_draws_change_with_the_epoch_and_the_seed(datamodule: CIFAR10DataModule) -> None:
-    class Epochs:
-        current_epoch, world_size, global_rank = 0, 1, 0
-
-    datamodule.trainer = Epochs()  # type: ignore[assignment]
     tables = []
     for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
-        datamodule.seed, Epochs.current_epoch = seed, epoch
-        datamodule._draws = None
-        tables.append(datamodule._epoch_draws().alphas)
+        datamodule.seed, datamodule._draws = seed, None
+        tables.append(datamodule._epoch_draws(epoch).alphas)
     assert torch.equal(tables[0], tables[3])
     assert not torch.equal(tables[0], tables[1])
     assert not torch.equal(tables[0], tables[2])
@@ -212,7 +214,7 @@ def test_unit_scale_has_mean_0_and_deviation_1_over_the_training_images(small_sh
 
 def test_ten_crops_at_the_test(small_shapes: None) -> None:
     datamodule = CIFAR10DataModule(source="shapes10", val_size=0, image_size=56, test_crops=10)
-    batch = next(iter(datamodule.test_dataloader()))
+    batch = batches(datamodule, "test_dataloader")[0]
     views, _ = datamodule.on_after_batch_transfer(batch, 0)
     assert views.shape == (60, 10, 3, 56, 56)
     centre, _ = datamodule.on_after_batch_transfer(batch._replace(view="centre"), 0)
@@ -249,6 +251,94 @@ def test_with_a_trainer_and_somebody_elses_module(datamodule: CIFAR10DataModule)
 
     Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False).fit(Probe(), datamodule)
     assert shapes == [((n, 3, 24, 24), torch.float32, torch.int64) for n in (32, 32, 32, 4)]
+
+
+class Seen(LightningModule):
+    """Keeps the batches that the loops give it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 10)
+        self.batches: list[tuple[Tensor, Tensor]] = []
+
+    def training_step(self, batch, batch_idx):
+        images, targets = batch
+        self.batches.append((images, targets))
+        return F.cross_entropy(self.layer(images.mean((2, 3))), targets)
+
+    def validation_step(self, batch, batch_idx):
+        self.training_step(batch, batch_idx)
+
+    def predict_step(self, batch, batch_idx):
+        return batch
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def quiet(**options: object) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("name", ["train", "val", "test", "gallery", "predict"])
+def test_a_notebook_gets_batches_that_the_network_takes(datamodule: CIFAR10DataModule, name: str) -> None:
+    """Also after a run, whose Trainer the DataModule keeps."""
+    for _ in range(2):
+        loader = getattr(datamodule, f"{name}_dataloader")()
+        images, targets = next(iter(loader))
+        assert (images.shape, images.dtype, targets.shape) == ((32, 3, 24, 24), torch.float32, (32,))
+        expected = datamodule._inputs_of(batches(datamodule, f"{name}_dataloader")[0], 0)
+        assert torch.equal(images, expected[0])
+        assert torch.equal(targets, expected[1])
+        quiet(max_epochs=1, limit_train_batches=1).fit(Seen(), datamodule)
+
+
+def test_loaders_alone_train_as_the_datamodule_does(datamodule: CIFAR10DataModule) -> None:
+    """The same images, with the epoch's order and augmentation, bit for bit; also with a Trainer that knows it."""
+    whole, alone, again = Seen(), Seen(), Seen()
+    loaders = {"train_dataloaders": datamodule.train_dataloader(), "val_dataloaders": datamodule.val_dataloader()}
+    quiet(max_epochs=2).fit(alone, **loaders)
+    trainer = quiet(max_epochs=2)
+    trainer.fit(whole, datamodule)
+    trainer.fit_loop.epoch_progress.reset()
+    trainer.fit(again, train_dataloaders=datamodule.train_dataloader(), val_dataloaders=datamodule.val_dataloader())
+    assert len(whole.batches) == 2 + 2 * (4 + 2)  # two to try validation, then two epochs
+    for other in (alone, again):
+        for theirs, ours in zip(other.batches, whole.batches, strict=True):
+            assert torch.equal(theirs[0], ours[0])
+            assert torch.equal(theirs[1], ours[1])
+
+
+@pytest.mark.parametrize("crops", [1, 10])
+def test_predict_takes_the_test_images_in_order(datamodule: CIFAR10DataModule, crops: int) -> None:
+    datamodule.test_crops = crops
+    predicted = quiet().predict(Seen(), datamodule)
+    images, targets = (torch.cat(parts) for parts in zip(*predicted, strict=True))
+    assert images.shape == ((60, 3, 24, 24) if crops == 1 else (60, 10, 3, 24, 24))
+    assert torch.equal(targets, datamodule.images_in("test")[1])
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("64-true", torch.float64)])
+@pytest.mark.parametrize("alone", [False, True])
+def test_images_have_the_precision_of_the_network(
+    datamodule: CIFAR10DataModule, precision: str, dtype: torch.dtype, alone: bool
+) -> None:
+    """They are bytes when Lightning converts a batch. Augmented in float32, whatever comes after."""
+    plain, model = Seen(), Seen()
+    quiet(max_epochs=1).fit(plain, datamodule)
+    loaders = {"train_dataloaders": datamodule.train_dataloader(), "val_dataloaders": datamodule.val_dataloader()}
+    data = loaders if alone else {"datamodule": datamodule}
+    quiet(max_epochs=1, precision=precision).fit(model, **data)
+    for theirs, ours in zip(model.batches, plain.batches, strict=True):
+        assert torch.equal(theirs[0], ours[0].to(dtype))
+        assert theirs[1].dtype == torch.int64
 
 
 def test_auto_takes_what_there_is_and_says_what(small_shapes: None, tmp_path: Path) -> None:
