@@ -214,8 +214,9 @@ class CIFAR10DataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[RawBatch]:
         """Augmented, in a new order every epoch."""
+        overfit = self.trainer and self.trainer.overfit_batches  # type: ignore[attr-defined]
         # Lightning overfits to the first images in order, which would be those of one class.
-        return self._loader("train", "augmented", alternate=bool(self.trainer and self.trainer.overfit_batches))
+        return self._loader("train", "augmented", alternate=bool(overfit))
 
     def val_dataloader(self) -> DataLoader[RawBatch] | list[Any]:
         """Classes alternate, so that ``limit_val_batches`` leaves a sample."""

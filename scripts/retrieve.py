@@ -19,11 +19,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
+from PIL.JpegImagePlugin import JpegImageFile
 from rich.console import Console
 from rich.table import Table
 from running.checkpoint import Checkpoint
@@ -40,8 +41,18 @@ from lightning_modules import AlexNetClassifier
 
 # By name: Pillow would otherwise guess among dozens, one of which runs Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 100_000_000  # decoded, 300 MB
+# What turns a picture upright, by its EXIF orientation; 1 is upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SHOWN_QUERIES, SHOWN_NEIGHBOURS = 50, 12  # in the panel; the table has all
 COLUMNS = ("query", "rank", "index", "class", "distance")  # rank from 1; index is the place in the training split
 Row = tuple[str, int, int, str, float]
@@ -69,11 +80,8 @@ def read_photo(path: Path) -> Tensor:
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # Pillow warns of large pictures and of odd EXIF
-            with Image.open(file, formats=FORMATS) as image:  # reads the header only
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise Image.DecompressionBombError(f"{width}x{height} pixels")
-                rgb = as_rgb(ImageOps.exif_transpose(image))
+            with open_picture(file) as image:
+                rgb = upright(image, as_rgb(image))
     except Image.DecompressionBombError as error:
         wrong = f"too large ({str(error).split(', could')[0]}), expected at most {MAX_PIXELS:,} pixels"
         raise ValueError(f"{name}: {wrong}. Make it smaller.") from None
@@ -91,10 +99,39 @@ def read_photo(path: Path) -> Tensor:
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
+def open_picture(file: BinaryIO) -> Image.Image:
+    """Read a picture's header. A JPEG that is too large is one to be decoded at an eighth of its height and width.
+
+    Raises:
+        Image.DecompressionBombError: If it is too large even so.
+    """
+    start = file.read(3)
+    file.seek(0)
+    # Not by Image.open, which refuses pictures for their size before they can be made smaller.
+    image = JpegImageFile(file) if start == b"\xff\xd8\xff" else Image.open(file, formats=FORMATS)
+    size = "{}x{} pixels".format(*image.size)
+    if image.width * image.height > MAX_PIXELS and not image.info.get("progressive"):  # that is decoded as a whole
+        image.draft(None, (1, 1))
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(size)
+    return image
+
+
+def upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
+    """The pixels ``rgb`` of a loaded image, turned as its EXIF says; as they are where that can't be read."""
+    try:  # not ImageOps.exif_transpose, which writes the EXIF anew and fails at any tag that is odd
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow raises SyntaxError, ValueError, struct.error, ... on damaged EXIF
+        return rgb
+    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
+
+
 def as_rgb(image: Image.Image) -> Image.Image:
     """Any of Pillow's modes as RGB: transparency on white, 16 bits a channel cut to 8."""
-    if image.mode == "F":
-        raise ValueError("its pixels are fractions, of a scale that it does not tell")
+    image.load()  # which may turn a TIFF, or change its mode
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+        numbers = "fractions" if image.mode == "F" else "numbers of 32 bits"
+        raise ValueError(f"its pixels are {numbers}, of a scale that it does not tell")
     if image.mode.startswith("I"):  # one channel of 16 bits, which Pillow's own conversion would cut off at 255
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
@@ -305,7 +342,7 @@ def print_table(rows: Sequence[Row]) -> None:
     k = max(rank for _, rank, *_ in rows)
     for row in rows:
         table.add_row(*map(str, row[:4]), f"{row[4]:#.4g}", end_section=row[1] == k)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)  # a file may be called [red].png
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ import retrieve
 import torch
 from helpers.small import UNSEEN
 from helpers.small import small_net as small_net
-from PIL import Image
+from PIL import Image, ImageOps
 from retrieve import list_photos, read_photo
 
 from callbacks.pure.retrieval_panel import CELL_HEIGHT, PANEL_TOP
@@ -70,6 +70,65 @@ def test_exif_says_which_side_is_up() -> None:
     found = read_photo(Path("a.jpg")).float()
     assert found[:, :, 18:].mean() > 250
     assert found[:, :, :14].mean() < 5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_pillow_s(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels(32, 32)).save("a.png", exif=exif)
+    with Image.open("a.png") as image:
+        expected = np.array(ImageOps.exif_transpose(image))
+    assert (read_photo(Path("a.png")).numpy().transpose(1, 2, 0) == expected).all()
+
+
+def exif_of(*tags: bytes) -> bytes:
+    """Big-endian EXIF with these entries of twelve bytes."""
+    return b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", len(tags)) + b"".join(tags) + bytes(4)
+
+
+TURNED = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+
+
+@pytest.mark.parametrize(
+    ("exif", "turned"),
+    [
+        (exif_of(TURNED, struct.pack(">HHI4s", 0x0213, 2, 1, b"1\0\0\0")), True),  # text where a number is due
+        (b"Exif\0\0nonsense", False),
+    ],
+    ids=["an odd tag", "not to be read"],
+)
+def test_odd_exif_is_no_reason_to_refuse_a_photo(exif: bytes, turned: bool) -> None:
+    image = Image.new("RGB", (64, 64), "black")
+    image.paste("white", (0, 0, 64, 32))
+    image.save("a.jpg", exif=exif, quality=95)
+    found = read_photo(Path("a.jpg")).float()
+    assert (found[:, :, 18:].mean() > 250) == turned
+    assert (found[:, :14, :].mean() > 250) != turned
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_is_too_large_is_decoded_at_an_eighth(monkeypatch: pytest.MonkeyPatch, progressive: bool) -> None:
+    Image.linear_gradient("L").resize((960, 640)).convert("RGB").save("a.jpg", progressive=progressive)
+    whole = read_photo(Path("a.jpg")).int()
+    monkeypatch.setattr(retrieve, "MAX_PIXELS", 100_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
+    if progressive:  # all of its coefficients are in memory first
+        with pytest.raises(ValueError, match=r"a\.jpg: too large \(960x640 pixels\)"):
+            read_photo(Path("a.jpg"))
+    else:
+        assert (read_photo(Path("a.jpg")).int() - whole).abs().max() <= 2
+
+
+def test_32_bits_have_no_scale_but_16_have() -> None:
+    """They became black, or white."""
+    Image.fromarray(np.full((40, 40), 200, np.int32)).save("a.tiff")
+    with pytest.raises(ValueError, match=r"a\.tiff: can't be read \(its pixels are numbers of 32 bits, of a scale"):
+        read_photo(Path("a.tiff"))
+    Image.fromarray(np.full((40, 40), 0x8000, np.uint16)).save("b.tiff")
+    Path("c.pgm").write_bytes(b"P5 40 40 65535\n" + b"\x80\0" * 1600)
+    for name in ("b.tiff", "c.pgm"):
+        assert (read_photo(Path(name)) == 128).all()
 
 
 @pytest.mark.parametrize(
@@ -139,10 +198,10 @@ def test_a_pipe_is_not_waited_for() -> None:
 
 def test_folders_are_sorted_and_what_is_skipped_is_said() -> None:
     Path("photos/more").mkdir(parents=True)
-    for name in ("b.png", "a.JPG", "notes.txt", ".hidden.png"):
+    for name in ("b.png", "a.JPG", "c.jfif", "notes.txt", ".hidden.png"):
         Path("photos", name).touch()
     found, skipped = list_photos([Path("photos"), Path("photos/b.png")])
-    assert found == [Path("photos/a.JPG"), Path("photos/b.png")]
+    assert found == [Path("photos/a.JPG"), Path("photos/b.png"), Path("photos/c.jfif")]
     assert skipped == [
         "skipped: photos/more: a folder within a folder",
         "skipped: photos/notes.txt: not named like a picture",
@@ -293,6 +352,14 @@ def test_a_name_on_one_line(trained: CIFAR10DataModule) -> None:
     save(trained.images_in("test")[0][0], "two\nlines,\udcff.png")
     rows = retrieved("--query", "two\nlines,\udcff.png", "--k", "1")
     assert rows[0]["query"] == "two?lines,?.png"
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are markup to rich, and a word between colons a picture."""
+    retrieve.print_table([("[red]a:cat:[/x].png", 1, 2, "[bold]frog", 0.5)])
+    shown = capsys.readouterr().out
+    assert "[red]a:cat:[/x].png" in shown
+    assert "[bold]frog" in shown
 
 
 @pytest.mark.parametrize(
