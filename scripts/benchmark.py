@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -36,7 +36,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from lightning import Callback
+from lightning import Callback, Trainer
 from rich.console import Console
 from rich.table import Table
 from running.errors import ScriptParser
@@ -57,6 +57,7 @@ DEFAULT = yaml.safe_load(Path(FIT).parents[1].joinpath("configs", "default.yaml"
 PAPER = {"image_size": 224, "conv1_stride": 4}  # the network of 2012
 TINY = {"image_size": 24, "conv1_stride": 2}  # --quick's
 PLAIN_LRN = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)  # has no state; alpha is of the window's mean
+CLOCK = "StepClock: "
 PRODUCT_SIZE = 2048  # a matrix product large enough to run at the cores' peak, or at what is left of it
 
 # ---- rows and turns ----------------------------------------------------------------------------------------
@@ -141,13 +142,12 @@ def _build_and_go(make: Callable[..., Job], keep: bool, settings: dict[str, Any]
 
 def take_turns(jobs: dict[str, Job], rounds: int) -> dict[str, Lap]:
     """Let each job have a go, then each a second one, and so on; the median seconds and the highest peak of each."""
-    goes = [{name: job() for name, job in jobs.items()} for _ in range(rounds)]
-
-    def combined(laps: list[Lap]) -> Lap:
-        seconds, peaks, taken, values = zip(*laps, strict=True)
-        return Lap(statistics.median(seconds), max(peaks), max(taken), values[-1])
-
-    return {name: combined([laps[name] for laps in goes]) for name in jobs}
+    turns = zip(*([job() for job in jobs.values()] for _ in range(rounds)), strict=True)
+    columns = [zip(*laps, strict=True) for laps in turns]  # of each job: its seconds, peaks, memory taken, results
+    laps = (
+        Lap(statistics.median(seconds), max(peak), max(taken), value[-1]) for seconds, peak, taken, value in columns
+    )
+    return dict(zip(jobs, laps, strict=True))
 
 
 def versus(what: str, unit: str, laps: dict[str, Lap], figure: Callable[[Lap], float]) -> list[Row]:
@@ -318,12 +318,10 @@ def make_pipeline(plain: bool, images: int, batch: int, skip: int, **data: Any) 
     loader = plain_loader(module) if plain else module.train_dataloader()
 
     def epoch() -> Lap:
-        start = 0.0
-        for number, raw in enumerate(loader, 1):
-            module.on_after_batch_transfer(raw, 0)  # leaves alone what isn't ours
-            if number == skip:
-                start = time.perf_counter()
-        return Lap((time.perf_counter() - start) / (images - skip * batch))  # seconds an image
+        batches = (module.on_after_batch_transfer(raw, 0) for raw in loader)  # leaves alone what isn't ours
+        deque(itertools.islice(batches, skip), 0)
+        lap = timed(lambda: deque(batches, 0))
+        return lap._replace(seconds=lap.seconds / (images - skip * batch))  # an image's
 
     epoch()
     return epoch
@@ -349,38 +347,34 @@ def pipeline_rows(
 
 
 class StepClock(Callback):
-    """Note when each training step ended; after ``steps`` of them write the times to ``path`` and end the run."""
+    """Print when each training step ended, its metrics and logs too; ends the run after ``steps`` of them."""
 
-    def __init__(self, path: str, steps: int) -> None:
-        self.path, self.steps = path, steps
-        self.ends: list[float] = []
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Metrics and logs of the step are behind it; what comes after training is not measured."""
-        self.ends.append(time.time())
-        if len(self.ends) == self.steps:
-            Path(self.path).write_text(json.dumps(self.ends))
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        print(f"{CLOCK}{time.time()}", flush=True)
+        if trainer.global_step == self.steps:
             raise SystemExit(0)
 
 
 def run_fit(steps: int, network: dict[str, Any], batch: int = 128) -> list[float]:
     """Run ``fit.py`` on shapes10 for some steps, as a user would: the times of its start and of each step's end."""
     with tempfile.TemporaryDirectory() as folder:
-        clock = Path(folder, "clock.json")
         flags = {f"model.{key}": value for key, value in network.items()} | {
             "data.source": "shapes10",
             "data.batch_size": batch,
             "trainer.logger.init_args.save_dir": folder,
             "trainer.callbacks+": "benchmark.StepClock",
-            "trainer.callbacks.init_args.path": clock,
             "trainer.callbacks.init_args.steps": steps,
         }
         command = [sys.executable, FIT, *(f"--{key}={value}" for key, value in flags.items())]
         start = time.time()
         done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode or not clock.exists():
-            raise RuntimeError(f"fit.py ended with status {done.returncode}: {done.stderr.strip()[-300:]}")
-        return [start, *json.loads(clock.read_text())]
+    times = [float(found) for found in re.findall(rf"{CLOCK}([\d.]+)", done.stdout)]
+    if len(times) != steps:
+        raise RuntimeError(f"fit.py ended with status {done.returncode}: {done.stderr.strip()[-300:]}")
+    return [start, *times]
 
 
 def loop_rows(rounds: int = 5, skip: int = 5, steps: int = 20, batch: int = 128, **network: Any) -> list[Row]:
@@ -461,7 +455,7 @@ def retrieval_rows(
 # ---- 6. start-up -------------------------------------------------------------------------------------------
 
 
-def startup_rows(rounds: int = 3, top: int = 8, **network: Any) -> list[Row]:
+def startup_rows(rounds: int = 3, **network: Any) -> list[Row]:
     """``fit.py --help`` and the first training step, against importing what any Lightning script with a CLI imports."""
 
     def run(*command: str) -> Job:
@@ -480,7 +474,7 @@ def startup_rows(rounds: int = 3, top: int = 8, **network: Any) -> list[Row]:
     floor, against = laps.pop("imports").seconds, "importing torch, torchmetrics and LightningCLI"
     return [
         *(row(name, lap.seconds, "s", floor, against) for name, lap in laps.items()),
-        *(row(f"  importing {package}", seconds, "s") for package, seconds in import_times()[:top]),
+        *(row(f"  importing {package}", seconds, "s") for package, seconds in import_times()[:8]),
     ]
 
 
@@ -520,17 +514,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def table(rows: list[Row], about: dict[str, Any]) -> Table:
-    """The rows for people, a block for each section."""
-    title = f"{about['processor']}, {about['cores']} cores, torch {about['versions']['torch']}, {about['date'][:10]}"
-    drawn = Table(*COMPARED, title=title)
-    for _, section in itertools.groupby(rows, lambda line: line["section"]):
-        for line in section:
-            drawn.add_row(*compared(line))
-        drawn.add_section()
-    return drawn
-
-
 def main(words: list[str] | None = None) -> None:
     """Measure the sections that are asked for, and show them."""
     parser = ScriptParser("benchmark.py", __doc__)
@@ -543,16 +526,21 @@ def main(words: list[str] | None = None) -> None:
 
     keep_memory()  # for what is measured in this process
     about, rows = machine(), list[Row]()
+    title = f"{about['processor']}, {about['cores']} cores, torch {about['versions']['torch']}, {about['date'][:10]}"
+    table = Table(*COMPARED, title=title)
     if about["load"] and about["load"] > 0.5:
         print(f"the machine is busy (load {about['load']:.1f}): don't keep these figures", file=sys.stderr)
     for section in arguments.only or SECTIONS:
         print(f"measuring {section} ...", file=sys.stderr, flush=True)
         measure, quick = SECTIONS[section]
-        rows += [{"section": section, **line} for line in measure(**(quick if arguments.quick else {}))]
+        for line in measure(**(quick if arguments.quick else {})):
+            rows.append({"section": section, **line})
+            table.add_row(*compared(line))
+        table.add_section()
         if arguments.json:  # after each section: a run that is cut short leaves what it has
             contents = {"machine": about, "quick": arguments.quick, "rows": rows}
             arguments.json.write_text(json.dumps(contents, indent=2) + "\n")
-    Console().print(table(rows, about))
+    Console().print(table)
 
 
 if __name__ == "__main__":
