@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from torch import Tensor, nn
 
+from callbacks.checkpoints.files import write_whole
 from callbacks.checkpoints.progress import trained_epochs
 from callbacks.pure.choosing import evenly_spaced
 
@@ -131,20 +132,14 @@ def tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def new_file(trainer: Trainer, filename: str) -> Path | None:
-    """A path in the run's folder, whose own folder is made; None but in the first process. Call it in every one."""
-    path = run_folder(trainer) / filename
-    if trainer.is_global_zero:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    return path if trainer.is_global_zero else None
-
-
 def write_image(trainer: Trainer, tag: str, filename: str, image: Tensor) -> None:
     """Give an image ``(3, H, W)`` uint8 to every TensorBoard logger, at the trainer's step, and save it as PNG.
 
     To be called in every process. ``filename`` is a path in the run's folder, where an older file is replaced.
     """
-    if path := new_file(trainer, filename):
+    path = run_folder(trainer) / filename
+    if trainer.is_global_zero:
+        path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(path)
     for logger in tensorboards(trainer):
         logger.experiment.add_image(tag, image, global_step=trainer.global_step)
@@ -152,8 +147,9 @@ def write_image(trainer: Trainer, tag: str, filename: str, image: Tensor) -> Non
 
 def write_text(trainer: Trainer, tag: str, text: str, filename: str | None = None) -> None:
     """Give markdown to every TensorBoard logger, likewise, and save it if it has a file's name."""
-    if filename and (path := new_file(trainer, filename)):
-        path.write_text(text + "\n", encoding="utf-8")
+    folder = run_folder(trainer)
+    if filename and trainer.is_global_zero:
+        write_whole(folder / filename, text + "\n")
     for logger in tensorboards(trainer):
         logger.experiment.add_text(tag, text, global_step=trainer.global_step)
 
@@ -179,9 +175,6 @@ class Looking(Callback):
 
     All of them raise a ``ValueError`` for an argument out of range, and when fit, validate or test begins a
     ``TypeError`` if model or DataModule lack what they ask for.
-
-    Args:
-        enabled: False switches the callback off.
     """
 
     of_datamodule: ClassVar[tuple[str, ...]] = ()  # parts of LookedAtData
@@ -196,7 +189,6 @@ class Looking(Callback):
         return not self.enabled or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
     def warn(self, message: str) -> None:
-        """Warn, in the callback's name, in the first process."""
         rank_zero_warn(f"{type(self).__name__}: {message}")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -238,7 +230,6 @@ class EveryNEpochs(Looking):
         write_image(trainer, f"{name}/{stage}", f"{name}/{stage}_epoch_{epochs:03d}.png", image)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check what is asked for, and forget an earlier run."""
         super().setup(trainer, pl_module, stage)
         self._looked = self._loaded_epochs = None
 

@@ -72,13 +72,7 @@ class ConfusionMatrix(EveryNEpochs):
         self._examples = {}
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
         if self.disabled(trainer) or trainer.sanity_checking:
             return

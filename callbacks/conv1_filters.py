@@ -12,11 +12,10 @@ from callbacks.pure.filter_grid import filter_grid, full_colour
 
 
 def filters_of(module: nn.Module, layer: str = "net.conv1") -> tuple[Tensor, int]:
-    """The filters of a LightningModule's layer, and how they are shared out.
+    """The filters ``(N, 3, h, w)`` of a LightningModule's layer, and how they are shared out.
 
-    Returns:
-        ``(N, 3, h, w)`` weights, and the number of groups into which the next convolution of N channels splits them: in
-        the paper 2, one for each GPU. A TypeError if there is no such layer, or it is no Conv2d of RGB filters.
+    That is the number of groups into which the next convolution of N channels splits them: in the paper 2, one for each
+    GPU. A TypeError if there is no such layer, or it is no Conv2d of RGB filters.
     """
     modules = dict(module.named_modules())
     filters = modules.get(layer)
@@ -29,11 +28,7 @@ def filters_of(module: nn.Module, layer: str = "net.conv1") -> tuple[Tensor, int
 
 
 def distances_moved(weights: Tensor, start: Tensor) -> Tensor:
-    """How far filters ``(N, ...)`` are from where they started, each in units of its own length at the start.
-
-    Returns:
-        ``(N,)`` float32: 0 has not moved; 1 is as far from its start as that was from zero.
-    """
+    """How far filters ``(N, ...)`` are from where they started, ``(N,)`` float32: 1 is as far as that was from zero."""
     first = start.detach().float().flatten(1)
     return (weights.detach().float().flatten(1) - first).norm(dim=1) / first.norm(dim=1)
 

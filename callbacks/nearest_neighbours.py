@@ -16,17 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from callbacks.base import (
-    EveryNEpochs,
-    LookedAtModel,
-    Stage,
-    check_at_least,
-    datamodule_of,
-    looking,
-    model_of,
-    to_model,
-    write_scalars,
-)
+from callbacks import base
+from callbacks.base import EveryNEpochs, LookedAtModel, Stage
 from callbacks.pure.choosing import evenly_spaced, spread_queries
 from callbacks.pure.knn import merge_neighbours, nothing_found, retrieval_precision, search_block
 from callbacks.pure.retrieval_panel import retrieval_panel
@@ -35,19 +26,12 @@ _ROWS_AT_A_TIME = 2048  # gallery features that are gathered before the search t
 
 
 class Retrieved(NamedTuple):
-    """The neighbours of all queries.
+    """The neighbours of all queries."""
 
-    Attributes:
-        distances: ``(Q, k)`` float32, ascending.
-        indices: ``(Q, k)`` int64 places in the gallery.
-        query_targets: ``(Q,)`` int64.
-        neighbour_targets: ``(Q, k)`` int64.
-    """
-
-    distances: Tensor
-    indices: Tensor
-    query_targets: Tensor
-    neighbour_targets: Tensor
+    distances: Tensor  # (Q, k) float32, ascending
+    indices: Tensor  # (Q, k) int64 places in the gallery
+    query_targets: Tensor  # (Q,) int64
+    neighbour_targets: Tensor  # (Q, k) int64
 
 
 def retrieve(
@@ -109,10 +93,8 @@ def retrieve(
 
 def _embed(trainer: Trainer, module: LookedAtModel, batch: Any) -> tuple[Tensor, Tensor]:
     """Features ``(B, D)`` float32 and targets ``(B,)`` of a batch as its loader gave it."""
-    images, targets = to_model(trainer, batch)
-    with trainer.precision_plugin.forward_context():  # the precision of training and validation
-        features = module.embed(images)
-    return features.flatten(1).float(), targets
+    images, targets = base.to_model(trainer, batch)
+    return base.forward(trainer, module.embed, images).flatten(1), targets
 
 
 class NearestNeighbours(EveryNEpochs):
@@ -157,9 +139,8 @@ class NearestNeighbours(EveryNEpochs):
         enabled: bool = True,
     ) -> None:
         super().__init__(every_n_epochs, enabled)
-        check_at_least(1, max_queries=max_queries, num_queries=num_queries, k=k)
-        for value in precision_at:
-            check_at_least(1, precision_at=value)
+        base.check_at_least(1, max_queries=max_queries, num_queries=num_queries, k=k)
+        base.check_at_least(1, precision_at=min(precision_at, default=1))
         self.at_end = after_fit
         self.max_queries = max_queries
         self.num_queries = num_queries
@@ -168,18 +149,18 @@ class NearestNeighbours(EveryNEpochs):
         self.precision: dict[str, float] = {}
 
     def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
-        datamodule = datamodule_of(trainer)
+        datamodule = base.datamodule_of(trainer)
         gallery, queries = datamodule.gallery_dataloader(), datamodule.query_dataloader(stage)
         in_gallery, available = len(gallery.dataset), len(queries.dataset)
         if not in_gallery or not available:
             self.warn(f"no {stage} or no training images, so there is nothing to retrieve.")
             return
-        with looking(pl_module):
+        with base.looking(pl_module):
             k = min(max([self.k, *self.precision_at]), in_gallery)
             places = evenly_spaced(available, self.max_queries)
             size = queries.batch_size
             batches = (queries.dataset.fetch(places[i : i + size]) for i in range(0, len(places), size))
-            found = retrieve(trainer, model_of(pl_module), gallery, batches, k)
+            found = retrieve(trainer, base.model_of(pl_module), gallery, batches, k)
             if found is None:
                 self.warn(f"features are NaN or infinite after epoch {epochs}: nothing shown.")
                 return
@@ -188,19 +169,19 @@ class NearestNeighbours(EveryNEpochs):
         values = retrieval_precision(found.neighbour_targets, found.query_targets, range(1, k + 1))
         precision = {f"{stage}/retrieval_p{n}": values[min(n, k)] for n in self.precision_at}
         self.precision.update(precision)
-        write_scalars(trainer, precision)
+        base.write_scalars(trainer, precision)
         self.draw(trainer, "retrieval", stage, epochs, image)
 
     def _panel(
         self, trainer: Trainer, gallery: Any, queries: Any, places: list[int], found: Retrieved, title: str
     ) -> Tensor:
-        datamodule, query_targets = datamodule_of(trainer), found.query_targets.tolist()
+        query_targets = found.query_targets.tolist()
         rows = spread_queries(query_targets, self.num_queries)
         indices = found.indices[rows, : self.k]
 
         def images(loader: Any, places: list[int]) -> Tensor:
             inputs, _ = trainer.strategy.batch_to_device(loader.dataset.fetch(places))
-            return datamodule.to_rgb(inputs).float().cpu()
+            return base.rgb_of(trainer, inputs).cpu()
 
         return retrieval_panel(
             images(queries, [places[row] for row in rows]),
@@ -208,6 +189,6 @@ class NearestNeighbours(EveryNEpochs):
             [query_targets[row] for row in rows],
             found.neighbour_targets[rows, : self.k].tolist(),
             found.distances[rows, : self.k].tolist(),
-            datamodule.class_names,
+            base.datamodule_of(trainer).class_names,
             title,
         )

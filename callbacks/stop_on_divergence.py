@@ -12,12 +12,7 @@ from callbacks.stop_and_resume import resumable_path
 
 
 def what_is_not_finite(loss: Tensor | None, gradients: list[Tensor]) -> str | None:
-    """Name the loss or the gradients' norm with its value, if it is NaN or infinite.
-
-    Args:
-        loss: A scalar, or None to leave it out.
-        gradients: Of all parameters, on the loss's device. Their norm takes one pass over them.
-    """
+    """Name the loss, a scalar on the gradients' device, or the gradients' norm with its value, if it is not finite."""
     values = [] if loss is None else [("loss", loss.detach().float())]
     if gradients:
         values.append(("gradient norm", torch.nn.utils.get_total_norm(gradients).float()))
@@ -54,7 +49,6 @@ class StopOnDivergence(Callback):
         self._loss = loss.detach()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at both."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             gradients = []  # with precision 16-mixed infinite gradients are usual; the scaler leaves out such a step

@@ -44,6 +44,7 @@ from running.machine import processor, versions
 from running.markdown import COMPARED, compared, rounded
 from running.memory import keep_memory
 from torch import Tensor, nn
+from torch.autograd.functional import vjp
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import CIFAR10
@@ -159,12 +160,6 @@ def versus(what: str, unit: str, laps: dict[str, Lap], figure: Callable[[Lap], f
 # ---- 1. local response normalization alone -----------------------------------------------------------------
 
 
-def forward_backward(layer: nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """A layer's output, and the gradient of its input."""
-    out = layer(x)
-    return out.detach(), torch.autograd.grad(out, x, grad)[0]
-
-
 def lrn_rows(
     batch: int = 64, sizes: Iterable[tuple[str, int, int]] = (("conv1", 96, 55), ("conv2", 256, 27)), rounds: int = 9
 ) -> list[Row]:
@@ -173,9 +168,9 @@ def lrn_rows(
     layouts = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
     rows = []
     for (name, channels, size), (layout, memory_format) in itertools.product(sizes, layouts.items()):
-        x = torch.randn(batch, channels, size, size).relu().mul_(5).to(memory_format=memory_format).requires_grad_()
+        x = torch.randn(batch, channels, size, size).relu().mul_(5).to(memory_format=memory_format)
         grad = torch.randn_like(x)  # in x's layout
-        runs = {whose: partial(forward_backward, layer, x, grad) for whose, layer in layers.items()}
+        runs = {whose: partial(vjp, layer, x, grad) for whose, layer in layers.items()}
         pairs = zip(*(run() for run in runs.values()), strict=True)
         difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
         laps = take_turns({whose: timed_by_torch(run) for whose, run in runs.items()}, rounds)

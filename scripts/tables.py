@@ -75,8 +75,7 @@ def data_name(description: str) -> str:
 def by_recipe(folder: Path) -> dict[Recipe, list[dict[str, Any]]]:
     """The runs one level below ``folder``: CIFAR-10 before other data, fewer images and epochs first, then by command.
 
-    Raises:
-        ValueError: If a file is no run's summary, or a recipe has two runs of one seed, which would pass for more.
+    Two runs of one recipe and seed, which would pass for more, are a ValueError.
     """
     groups: dict[Recipe, list[dict[str, Any]]] = defaultdict(list)
     seeds: dict[tuple[Recipe, int], Path] = {}
@@ -103,11 +102,7 @@ def results_table(results: Path) -> str:
 
 
 def ablations_table(results: Path) -> str:
-    """``ablate.py``'s table of the runs under ``ablations``, with its notes.
-
-    Raises:
-        ValueError: If there are no runs, or some that can't be compared.
-    """
+    """``ablate.py``'s table of the runs under ``ablations``, with its notes."""
     folder = results / "ablations"
     runs, left_out = comparable(read_runs(folder))
     if left_out:
@@ -118,12 +113,7 @@ def ablations_table(results: Path) -> str:
 
 
 def benchmark_table(results: Path) -> str:
-    """The comparisons in ``benchmark.json``, without their details, and the machine.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it can't be read, or is of toy sizes.
-    """
+    """The comparisons in ``benchmark.json``, without their details, and the machine."""
     path = results / "benchmark.json"
     figures = read_summary(path, ("machine", "rows"), "Run scripts/benchmark.py --json again")
     if figures.get("quick"):
@@ -138,11 +128,7 @@ TABLES = {"results": results_table, "ablations": ablations_table, "benchmark": b
 
 
 def renewed(text: str, results: Path) -> str:
-    """A README with its tables as the figures under ``results`` have them; only `results` must have its markers.
-
-    Raises:
-        ValueError: If markers are missing or figures can't be used.
-    """
+    """A README with its tables as the figures under ``results`` have them; only `results` must have its markers."""
     for name, written in TABLES.items():
         if name == "results" or f"<!-- {name} -->" in text or f"<!-- /{name} -->" in text:
             text = between(text, name, written(results))

@@ -31,9 +31,7 @@ def nearest_neighbours(queries: Tensor, gallery: Tensor, k: int, chunk_bytes: in
     Returns:
         Distances ``(Q, k)`` float32 (float64 for float64 input), ascending; exactly 0 for equal rows. And indices
         ``(Q, k)`` int64, rows of ``gallery``; of equal distances the lower index comes first.
-
-    Raises:
-        ValueError: If the shapes don't fit, ``k`` is not in 1..G, or a value is NaN, infinite or too large to square.
+        A ValueError where shapes don't fit, or a value is NaN, infinite or too large to square.
     """
     if gallery.ndim != 2:
         raise ValueError(f"gallery: shape {tuple(gallery.shape)}, expected (G, D). Flatten its rows.")
@@ -74,10 +72,7 @@ def search_block(queries: Tensor, block: Tensor, indices: Tensor, found: Found) 
         found: The nearest in earlier blocks, as this function or :func:`nothing_found` returned them.
 
     Returns:
-        The nearest of all blocks so far.
-
-    Raises:
-        ValueError: If the shapes don't fit, or a value is NaN, infinite or too large to square.
+        The nearest of all blocks so far; errors are :func:`nearest_neighbours`'s.
     """
     if block.ndim != 2 or block.shape[1] != queries.shape[1] or indices.shape != block.shape[:1]:
         raise ValueError(
@@ -122,9 +117,6 @@ def retrieval_precision(neighbour_targets: Tensor, query_targets: Tensor, ks: Se
         neighbour_targets: ``(Q, K)`` int64 classes, nearest first.
         query_targets: ``(Q,)`` int64 classes, at least one.
         ks: Each 1 to K.
-
-    Raises:
-        ValueError: If the shapes don't fit, there is no query, or a k is not in 1..K.
     """
     if neighbour_targets.ndim != 2 or query_targets.shape != neighbour_targets.shape[:1] or not len(query_targets):
         raise ValueError(

@@ -98,11 +98,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A config file with dotted keys.
-
-    Raises:
-        ValueError: If it is no config; one line.
-    """
+    """A config file with dotted keys; a ValueError of one line if it is none."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError) as error:
@@ -116,15 +112,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def choose(only: Sequence[str] | None, baseline: Path, folder: Path = CONFIGS / "ablations") -> list[Variant]:
-    """The baseline and the chosen variants, with what a claim compares them with.
+    """The baseline, whose config is ``baseline``, and the chosen variants, with what a claim compares them with.
 
-    Args:
-        only: Names of configs in ``folder``, or paths of others; None takes all of the folder.
-        baseline: The baseline's config.
-        folder: Where the variants are.
-
-    Raises:
-        ValueError: If there is no such config, or two have one name.
+    ``only`` holds names of configs in ``folder``, or paths of others; None takes all of the folder.
     """
     known = {path.stem: path for path in sorted(folder.glob("*.yaml")) if path.stem != BASELINE}
     chosen: dict[str, Path] = {}

@@ -28,7 +28,7 @@ from running.figures import duration, percent
 
 from ablation.claims import BASELINE
 from ablation.plan import Job, state_of
-from callbacks.checkpoints.files import write_whole
+from callbacks.checkpoints.files import sidecar, write_whole
 
 Slots = SimpleQueue[dict[str, str]]  # an environment for each run that may be at work on a machine
 COLLECTED = "collected"  # a file that says that a run's figures are under --out
@@ -76,8 +76,9 @@ def delete_logs(folder: Path) -> None:
 
 def delete_checkpoints(folder: Path, keep: Path | None = None) -> None:
     """Delete a run's checkpoints and what lies beside them, but for ``keep``: they are a hundred megabytes each."""
-    for path in (path for version in versions(folder) for path in (version / "checkpoints").glob("*")):
-        if path.is_file() and (keep is None or path not in (keep, keep.with_name(f"{keep.name}.sha256"))):
+    kept = () if keep is None else (keep, sidecar(keep))
+    for path in (path for version in versions(folder) for path in version.glob("checkpoints/*")):
+        if path.is_file() and path not in kept:
             path.unlink()
 
 
@@ -106,11 +107,7 @@ def run_job(job: Job, cwd: Path, slots: Slots | None = None) -> dict[str, Any] |
     next worker waits until that has saved and stopped, or come to its end. The job's paths are relative to ``cwd``, in
     which ``fit.py`` is started; ``slots`` are the free environments of this machine, None on a Dask worker.
 
-    Returns:
-        The run's summary; None if it was asked to stop.
-
-    Raises:
-        RuntimeError: If the run failed; one line.
+    Gives the run's summary; None if it was asked to stop. A RuntimeError of one line if it failed.
     """
     slots = slots or worker_slots()
     job = job._replace(logs=cwd / job.logs)
@@ -144,6 +141,10 @@ def run_fit(job: Job, cwd: Path, environment: Mapping[str, str], held: IO[str]) 
     if stop_signals(job.logs):
         return False
     checkpoint = best_checkpoint(job.baseline.folder) if job.variant.test_only else last_checkpoint(job.folder)
+    if job.variant.test_only and checkpoint is None:
+        theirs = job.baseline.summary.parent
+        remedy = f"Delete {theirs} to train it again" if (cwd / theirs).is_dir() else "See what became of the baseline"
+        raise RuntimeError(f"the baseline's best.ckpt is not there. {remedy}.")
     words = [sys.executable, *job.command, *(["--ckpt_path", str(checkpoint)] if checkpoint else [])]
     how = "" if checkpoint is None or job.variant.test_only else f", going on from {os.path.relpath(checkpoint, cwd)}"
     print(f"started: {job}{how}", flush=True)
@@ -171,9 +172,8 @@ def run_fit(job: Job, cwd: Path, environment: Mapping[str, str], held: IO[str]) 
     if signals and status in (128 + signals[0], -signals[0], 1, -signal.SIGKILL):
         return False
     if status:
-        said = [line.strip() for line in output.read_text(errors="replace").splitlines() if line.strip()]
-        name = os.path.relpath(output, cwd)
-        raise RuntimeError(f"exit status {status} ({name}): {said[-1] if said else 'it said nothing'}")
+        said = output.read_text(errors="replace").strip() or "it said nothing"
+        raise RuntimeError(f"exit status {status} ({os.path.relpath(output, cwd)}): {said.splitlines()[-1].strip()}")
     return True
 
 
@@ -225,9 +225,6 @@ def dask_engine(address: str) -> Engine:
 
     They need no path to this project: what they run is sent to them. ``dask worker ADDRESS --resources "GPU=2"`` offers
     two GPUs, the first of the worker's ``CUDA_VISIBLE_DEVICES`` or of the machine.
-
-    Raises:
-        ValueError: If Dask is not installed, or no scheduler with a worker answers.
     """
     try:
         import cloudpickle
@@ -299,7 +296,7 @@ class Sweep:
                         break
                     waiting.remove(job)
                     self._submit(job)
-                if not self.running:  # all failed at once, or a cluster has lost its workers
+                if not self.running:  # a cluster has lost its workers
                     time.sleep(0.2)
                 for future in wait(self.running, timeout=1, return_when=FIRST_COMPLETED).done:
                     self._end(future, self.running.pop(future))
@@ -327,14 +324,9 @@ class Sweep:
     def _submit(self, job: Job) -> None:
         if (job.folder / COLLECTED).exists():  # its summary was deleted: from the start
             delete_logs(job.folder)
-        if job.variant.test_only and best_checkpoint(job.baseline.folder) is None:
-            theirs = job.baseline.summary.parent
-            remedy = f"Delete {theirs} to train it again" if theirs.is_dir() else "See what became of the baseline"
-            self._fail(job, f"the baseline's best.ckpt is not there. {remedy}.")
-        else:
-            # A lambda: Dask sends what has no name by value, and with it all of this package that it needs.
-            cwd, slots = Path.cwd(), self.engine.slots
-            self.running[self.engine.executor.submit(lambda: run_job(job, cwd, slots))] = job
+        # A lambda: Dask sends what has no name by value, and with it all of this package that it needs.
+        cwd, slots = Path.cwd(), self.engine.slots
+        self.running[self.engine.executor.submit(lambda: run_job(job, cwd, slots))] = job
 
     def _end(self, future: Future[dict[str, Any] | None], job: Job) -> None:
         try:
@@ -344,11 +336,8 @@ class Sweep:
             else:
                 self._keep(job, summary)
         except Exception as error:  # of the run, of the cluster, of the disk
-            self._fail(job, str(error) or type(error).__name__)
-
-    def _fail(self, job: Job, why: str) -> None:
-        self.failures.append(f"failed: {job}: {' '.join(why.split())}")
-        print(self.failures[-1], file=sys.stderr, flush=True)
+            self.failures.append(f"failed: {job}: {' '.join(str(error).split()) or type(error).__name__}")
+            print(self.failures[-1], file=sys.stderr, flush=True)
 
     def _keep(self, job: Job, summary: dict[str, Any]) -> None:
         """Write a finished run's summary, delete its checkpoints, and say how far the sweep is."""

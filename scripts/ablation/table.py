@@ -3,8 +3,6 @@
 A run is the mapping that ``ablate.py`` keeps of it in ``<variant>-seed<n>/summary.json``: ``fit.py``'s own summary with
 ``variant``, ``seed``, ``settings``, ``changes``, ``flags`` and ``jobs`` added. Accuracies are in ``[0, 1]``; its
 ``history`` has an entry for each epoch.
-
-From top to bottom: runs and which of them can be compared, statistics, the table.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from running.figures import duration, mean_and_std, percent, read_summary
+from running.markdown import table
 
 from ablation.claims import BASELINE, CLAIMS, NO_CLAIM, PAIRS, SPEEDS, TARGET, Claim
 
@@ -49,11 +48,7 @@ def first_difference(ours: Run, theirs: Run, but: Sequence[str] = ()) -> str | N
 
 
 def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Leave out runs whose recipe is not the baseline's but for the variant's own changes, such as those of before.
-
-    Returns:
-        The runs that stay, and a line for each of the others.
-    """
+    """Leave out runs whose recipe is not the baseline's but for the variant's own changes: a line for each of them."""
     baseline = min((run for run in runs if run["variant"] == BASELINE), key=lambda run: run["seed"], default=None)
     kept, lines = [], []
     for run in runs:
@@ -68,15 +63,11 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 def by_variant(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
     """Runs by variant and seed; the baseline first, then in the order of :data:`CLAIMS`, then by name."""
-    order = [BASELINE, "figure1_relu", *CLAIMS]
-
-    def key(name: str) -> tuple[int, str]:
-        return (order.index(name) if name in order else len(order), name)
-
-    groups: dict[str, dict[int, Run]] = {name: {} for name in sorted({run["variant"] for run in runs}, key=key)}
+    names = dict.fromkeys([BASELINE, "figure1_relu", *CLAIMS, *sorted(run["variant"] for run in runs)])
+    groups: dict[str, dict[int, Run]] = {name: {} for name in names}
     for run in sorted(runs, key=lambda run: run["seed"]):
         groups[run["variant"]][run["seed"]] = run
-    return groups
+    return {name: group for name, group in groups.items() if group}
 
 
 def values_of(runs: Mapping[int, Run], measure: str) -> dict[int, float]:
@@ -180,17 +171,15 @@ def compare(runs: Sequence[Run]) -> list[dict[str, str]]:
     for name, group in groups.items():
         claim = CLAIMS.get(name, NO_CLAIM)
         reference = groups.get(claim.against, {})
-        train, val, test = (values_of(group, measure) for measure in ("train_top1", "val_top1", "test_top1"))
+        shares = {part: values_of(group, f"{part}_top1") for part in ("train", "val", "test")}
         against = "" if claim.against == BASELINE else f" (against {claim.against})"
-        difference = points(paired_difference(test, values_of(reference, "test_top1"))) + against
+        difference = points(paired_difference(shares["test"], values_of(reference, "test_top1"))) + against
         compared = name not in (BASELINE, "figure1_relu")  # these are what others are held against
         line = {
             "variant": name,
             "section: claim": "-" if claim is NO_CLAIM else f"{claim.section}: {claim.text}",
             "seeds": str(len(group)),
-            "train top-1": percent([*train.values()]),
-            "val top-1": percent([*val.values()]),
-            "test top-1": percent([*test.values()]),
+            **{f"{part} top-1": percent([*values.values()]) for part, values in shares.items()},
             "difference ± standard error, points": difference if compared else "-",
             "the paper's": claim.figure,
             "verdict": judge(claim, group, reference) if compared else "-",
@@ -203,10 +192,9 @@ def compare(runs: Sequence[Run]) -> list[dict[str, str]]:
 def markdown(runs: Sequence[Run]) -> str:
     """The table, and under it what it is nothing without: data, recipe, rule, machine. Runs as for :func:`compare`."""
     rows = compare(runs)
-    lines = [f"| {' | '.join(cells)} |" for cells in (rows[0], *(row.values() for row in rows))]
-    table = "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
-    speeds = [speed(by_variant(runs), relu, tanh) for relu, tanh in PAIRS]
-    return "\n\n".join([table, _about(runs), RULE, *(line for line in speeds if line)]) + "\n"
+    written = table([*rows[0]], ([*row.values()] for row in rows))
+    speeds = [speed(by_variant(runs), *pair) for pair in PAIRS]
+    return "\n".join([written, *(f"{line}\n" for line in (_about(runs), RULE, *speeds) if line)])
 
 
 def _about(runs: Sequence[Run]) -> str:

@@ -11,12 +11,7 @@ from typing import Any
 
 
 def read_summary(path: Path, needed: Sequence[str], remedy: str) -> dict[str, Any]:
-    """A ``summary.json`` with all that is needed of it.
-
-    Raises:
-        ValueError: If it can't be read, or has not all of it; one line that names the file and ends with ``remedy``.
-        FileNotFoundError: If there is none.
-    """
+    """A ``summary.json`` with all that is needed of it; else a ValueError of one line that ends with ``remedy``."""
     try:
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

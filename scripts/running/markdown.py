@@ -36,11 +36,7 @@ def compared(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 
 def between(text: str, name: str, contents: str) -> str:
-    """Put contents between the markers ``<!-- name -->`` and ``<!-- /name -->``.
-
-    Raises:
-        ValueError: If there is not one of each, in this order.
-    """
+    """Put contents between the markers ``<!-- name -->`` and ``<!-- /name -->``: one of each, in this order."""
     opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
     if text.count(opening) != 1 or text.count(closing) != 1 or text.index(opening) > text.index(closing):
         raise ValueError(f"needs one {opening} and after it one {closing}. Put them around the table")
