@@ -105,8 +105,7 @@ def forward(trainer: Trainer, part: Callable[[Tensor], Tensor], images: Tensor) 
 def looking(pl_module: LightningModule) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards every module's mode and all random-number states are as before.
 
-    Iterating a ``DataLoader`` draws a random number, which is why the states are kept too: a training run with a
-    callback and one without it must stay the same, bit for bit.
+    Even iterating a ``DataLoader`` draws a random number, and no callback may change a run.
     """
     modes = [(module, module.training) for module in pl_module.modules()]
     with isolate_rng(), torch.no_grad():
@@ -171,11 +170,7 @@ def check_at_least(least: int, **arguments: int) -> None:
 
 
 class Looking(Callback):
-    """A callback that looks at a run and changes nothing of it. Subclasses do nothing while ``disabled``.
-
-    All of them raise a ``ValueError`` for an argument out of range, and when fit, validate or test begins a
-    ``TypeError`` if model or DataModule lack what they ask for.
-    """
+    """A callback that looks at a run and changes nothing of it. Subclasses do nothing while ``disabled``."""
 
     of_datamodule: ClassVar[tuple[str, ...]] = ()  # parts of LookedAtData
     of_model: ClassVar[tuple[str, ...]] = ()  # parts of LookedAtModel
@@ -192,7 +187,7 @@ class Looking(Callback):
         rank_zero_warn(f"{type(self).__name__}: {message}")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out at once, not after hours of training, if something is missing."""
+        """Raise a ``TypeError`` at once, not after hours of training, if model or DataModule lack what is asked for."""
         if self.disabled(trainer):
             return
         datamodule = getattr(trainer, "datamodule", None)
@@ -205,9 +200,7 @@ class Looking(Callback):
 class EveryNEpochs(Looking):
     """Call the subclass's ``look`` before the first step, every few epochs and at the end of fit: at no step twice.
 
-    Args:
-        every_n_epochs: 1 looks after every epoch; 0 after none, but at the start and at the end.
-        enabled: False switches the callback off.
+    ``every_n_epochs``: 1 looks after every epoch; 0 after none, but at the start and at the end.
     """
 
     at_start: bool = True  # before the first step of fit

@@ -78,11 +78,7 @@ def root_mean_square(values: Tensor) -> float:
 
 
 def signal(outputs: Tensor) -> tuple[float, float]:
-    """How large a layer's outputs are, and how much of that tells images apart: two root mean squares.
-
-    The first is of all values in ``outputs``, ``(B, C, ...)`` float before the activation function, B at least 2. The
-    second is of each place's deviation from its mean over the images.
-    """
+    """Root mean square of a layer's outputs ``(B, C, ...)``, and of each place's deviation from its images' mean."""
     values = outputs.detach().double()
     return root_mean_square(values), root_mean_square(values - values.mean(0))
 
@@ -111,8 +107,7 @@ def measure_start(model: AlexNetClassifier, images: Tensor, targets: Tensor) -> 
 def run(trial: Trial, seed: int, steps: int | None, **data: Any) -> dict[str, Any]:
     """Measure a trial's start, by layer, and train it for an epoch or so many steps, keeping every loss.
 
-    ``seed`` is that of weights, order, augmentation and dropout; ``data`` are ``CIFAR10DataModule``'s arguments beside
-    the trial's. A run whose loss is not finite ends there.
+    ``data`` are ``CIFAR10DataModule``'s arguments beside the trial's. A run whose loss is not finite ends there.
     """
     datamodule = CIFAR10DataModule(
         image_size=SIZE, crop_size=32, crop_padding=4, val_size=0, seed=seed, **data, **trial.data
@@ -149,7 +144,7 @@ def draw(done: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    for name in [name for name in SHOWN if name in done]:
+    for name in (name for name in SHOWN if name in done):
         losses, label = done[name]["losses"], TRIALS[name].label
         (line,) = left.plot(LAYERS, [done[name]["start"][layer]["spread"] for layer in LAYERS], "o-", label=label)
         smooth = [end(losses[: i + 1], 5) for i in range(len(losses))]

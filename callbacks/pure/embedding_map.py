@@ -19,13 +19,9 @@ COLOURS = (
 
 
 def principal_axes(features: Tensor) -> Tensor:
-    """Turn features about their mean so that the first axis holds most of their spread, and so on.
+    """Turn finite features ``(N, D)`` about their mean so that the first axis holds most of their spread, and so on.
 
-    N points span at most N - 1 dimensions: leaving out the others, in which nothing is, changes no distance between
-    them. Three hundred fc7 features of 4096 numbers take a fourteenth of the room.
-
-    Args:
-        features: ``(N, D)`` float, finite; else a ValueError.
+    N points span at most N - 1 dimensions: leaving out the others changes no distance between them.
 
     Returns:
         ``(N, min(N - 1, D))`` float32, at least one column. Each axis' sign is such that the largest coordinate on it
@@ -47,12 +43,7 @@ def embedding_map(
 ) -> Tensor:
     """Draw small images where their features lie, framed in the colour of their class.
 
-    Args:
-        points: ``(N, 2)`` float, right and up.
-        images: ``(N, 3, SPRITE, SPRITE)`` float RGB in ``[0, 1]``.
-        targets: N classes.
-        class_names: Name of each class.
-        title: Written above.
+    ``points`` are ``(N, 2)`` float, right and up; ``images`` ``(N, 3, SPRITE, SPRITE)`` float RGB in ``[0, 1]``.
 
     Returns:
         ``(3, H, W)`` uint8: a square of ``MAP_SIDE`` pixels at ``MAP_TOP``, ``MAP_LEFT``, within which the outermost

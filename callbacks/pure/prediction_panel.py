@@ -21,12 +21,8 @@ def prediction_panel(
 ) -> Tensor:
     """Draw images, each over its most probable labels as bars; the right label's bar is green.
 
-    Args:
-        images: ``(N, 3, h, w)`` float RGB in ``[0, 1]``.
-        probabilities: ``(N, C)`` float in ``[0, 1]``; NaN is a ValueError, and so are shapes that don't fit.
-        targets: N right labels.
-        class_names: C names.
-        title: Written above.
+    ``images`` are ``(N, 3, h, w)`` float RGB, ``probabilities`` ``(N, C)`` float, both in ``[0, 1]``; ``targets`` are N
+    right labels. NaN is a ValueError, and so are shapes that don't fit.
 
     Returns:
         ``(3, H, W)`` uint8. Cell ``i`` begins at column ``LEFT + (i % COLUMNS) * CELL_WIDTH``; in it bar ``b``, for

@@ -48,7 +48,7 @@ def first_difference(ours: Run, theirs: Run, but: Sequence[str] = ()) -> str | N
 
 
 def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Leave out runs whose recipe is not the baseline's but for the variant's own changes: a line for each of them."""
+    """Leave out runs whose recipe is not the baseline's but for the variant's own changes; say so in a line each."""
     baseline = min((run for run in runs if run["variant"] == BASELINE), key=lambda run: run["seed"], default=None)
     kept, lines = [], []
     for run in runs:
