@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.small_net import SmallNet, events, png, run, trainer_for
-from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from helpers.small_net import SmallNet, events, new_net, png, run, to_tensorboard, trainer_for
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 from callbacks import LOOKS
 from callbacks.base import EveryNEpochs, Looking
 from datamodules import CIFAR10DataModule
 
 ALL: dict[str, Any] = dict(LOOKS)
+each = pytest.mark.parametrize("name", ALL)
+each_nth = pytest.mark.parametrize("name", [name for name in ALL if issubclass(ALL[name], EveryNEpochs)])
 # The folder each draws into, and the epochs it draws after: before the first step, after each of two, or at the end.
 PICTURES = {
     "confusion_matrix": ("confusion/val_epoch_", [1, 2]),
@@ -27,18 +29,12 @@ PICTURES = {
     "predictions": ("predictions/val_epoch_", [0, 1, 2]),
     "embedding_projector": ("embedding/val_epoch_", [2]),
 }
+LAYERS = ("conv1", "conv2", "fc7")
 SCALARS = {
-    "activation_stats": {
-        f"{kind}/{layer}" for kind in ("dead", "activation_scale") for layer in ("conv1", "conv2", "fc7")
-    },
+    "activation_stats": {f"{kind}/{layer}" for kind in ("dead", "activation_scale") for layer in LAYERS},
     "conv1_filters": {"filters/moved_mean", "filters/moved_max"},
-    "training_health": {
-        "train/lr",
-        "health/gradient_norm",
-        "health/images_per_second",
-        "health/epoch_seconds",
-        "health/memory_gib",
-    },
+    "training_health": {"train/lr"}
+    | {f"health/{name}" for name in ("gradient_norm", "images_per_second", "epoch_seconds", "memory_gib")},
     "nearest_neighbours": {f"val/retrieval_p{n}" for n in (1, 5, 10)},
     "overview": {"hp/val_top1"},
 }
@@ -64,14 +60,14 @@ def warns(message: str | None) -> Any:
     return pytest.warns(UserWarning, match=message) if message else nullcontext()
 
 
-@pytest.mark.parametrize("name", ALL)
+@each
 def test_one_file_is_one_class_is_one_config_key(name: str) -> None:
     assert issubclass(LOOKS[name], Looking)
     assert LOOKS[name].__module__ == f"callbacks.{name}"
     assert LOOKS[name].__name__ == "".join(word.capitalize() for word in name.split("_"))
 
 
-@pytest.mark.parametrize("name", ALL)
+@each
 def test_what_is_written_and_that_training_is_the_same(
     tmp_path: Path, datamodule: CIFAR10DataModule, name: str
 ) -> None:
@@ -95,7 +91,7 @@ def test_what_is_written_and_that_training_is_the_same(
     assert [path for path in pictures(tmp_path / "watched") if "test" in path] == drawn_by_test(name, epoch=2)
 
 
-@pytest.mark.parametrize("name", ALL)
+@each
 def test_whatever_the_logger(tmp_path: Path, datamodule: CIFAR10DataModule, name: str) -> None:
     run(tmp_path / "none", datamodule, ALL[name](), logger=False)
     assert pictures(tmp_path / "none") == expected(name)
@@ -106,36 +102,29 @@ def test_whatever_the_logger(tmp_path: Path, datamodule: CIFAR10DataModule, name
     assert SCALARS.get(name, set()) - {"hp/val_top1"} <= set(header)
 
     folders = [tmp_path / "a", tmp_path / "b"]
-    loggers: list[Any] = [
-        TensorBoardLogger(str(folder), name="", version="", default_hp_metric=False) for folder in folders
-    ]
-    run(tmp_path, datamodule, ALL[name](), logger=[loggers[0], CSVLogger(str(tmp_path / "c")), loggers[1]])
+    first, last = map(to_tensorboard, folders)
+    run(tmp_path, datamodule, ALL[name](), logger=[first, CSVLogger(str(tmp_path / "c")), last])
     tags = [events(folder).Tags() for folder in folders]
     assert tags[0] == tags[1]
     assert set(tags[0]["scalars"]) == SCALARS.get(name, set()) | OTHERS
     assert [pictures(folder) for folder in folders] == [expected(name), []]  # the run's folder is the first logger's
 
 
-@pytest.mark.parametrize("name", ALL)
+@each
 def test_switched_off_fast_dev_run_and_sanity_check(tmp_path: Path, datamodule: CIFAR10DataModule, name: str) -> None:
-    for folder, callback, options in (
-        ("off", ALL[name](enabled=False), {}),
-        ("dev", ALL[name](), {"fast_dev_run": True}),
-    ):
-        model, trainer = run(tmp_path / folder, datamodule, callback, **options)
+    for folder, enabled, options in (("off", False, {}), ("dev", True, {"fast_dev_run": True})):
+        model, trainer = run(tmp_path / folder, datamodule, ALL[name](enabled=enabled), **options)
         trainer.test(model, datamodule, verbose=False)
     assert not pictures(tmp_path)
     tags = events(tmp_path / "off").Tags()
-    assert set(tags["scalars"]) == OTHERS
-    assert not tags["images"]
-    assert not tags["tensors"]
+    assert {*tags["scalars"], *tags["images"], *tags["tensors"]} == OTHERS
 
     run(tmp_path / "sane", datamodule, ALL[name](), num_sanity_val_steps=2, max_steps=1, limit_val_batches=0)
     log = events(tmp_path / "sane")
     assert not any(tag.startswith(("confusion", "hp/")) for kind in ("scalars", "images") for tag in log.Tags()[kind])
 
 
-@pytest.mark.parametrize("name", ALL)
+@each
 def test_no_validation_images(tmp_path: Path, small_shapes: None, name: str) -> None:
     data = CIFAR10DataModule(source="shapes10", subset_size=20, val_size=0, batch_size=10, image_size=24)
     warned = {
@@ -152,7 +141,7 @@ def test_no_validation_images(tmp_path: Path, small_shapes: None, name: str) -> 
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ALL)
+@each
 def test_a_diverged_network_does_not_stop_the_run(
     tmp_path: Path, datamodule: CIFAR10DataModule, name: str, value: float
 ) -> None:
@@ -174,16 +163,12 @@ def test_a_diverged_network_does_not_stop_the_run(
 
 
 def test_ten_crops(tmp_path: Path, small_shapes: None) -> None:
-    data = CIFAR10DataModule(
-        source="shapes10", subset_size=20, val_size=10, batch_size=10, image_size=24, test_crops=10
-    )
-    torch.manual_seed(0)
-    callbacks = [make() for make in ALL.values()]
-    trainer_for(tmp_path, *callbacks).test(SmallNet(), data, verbose=False)
+    data = CIFAR10DataModule(source="shapes10", subset_size=20, val_size=10, image_size=24, test_crops=10)
+    trainer_for(tmp_path, *(make() for make in ALL.values())).test(new_net(), data, verbose=False)
     assert len(pictures(tmp_path)) == 3
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if issubclass(ALL[name], EveryNEpochs)])
+@each_nth
 def test_every_n_epochs(tmp_path: Path, datamodule: CIFAR10DataModule, name: str) -> None:
     run(tmp_path, datamodule, ALL[name](every_n_epochs=2), epochs=3)
     if name == "activation_stats":
@@ -209,9 +194,8 @@ def test_every_n_epochs(tmp_path: Path, datamodule: CIFAR10DataModule, name: str
     ],
 )
 def test_counts_out_of_range(name: str, argument: str, value: Any, least: int) -> None:
-    with pytest.raises(
-        ValueError, match=rf"^{argument}: -?\d is below {least}, expected a count\. Choose {least} or more"
-    ):
+    wrong = rf"^{argument}: -?\d is below {least}, expected a count\. Choose {least} or more"
+    with pytest.raises(ValueError, match=wrong):
         ALL[name](**{argument: value})
 
 
@@ -228,3 +212,14 @@ def test_what_is_missing_shows_before_training(tmp_path: Path, datamodule: CIFAR
     for name in ("activation_stats", "confusion_matrix", "embedding_projector", "nearest_neighbours", "predictions"):
         with pytest.raises(TypeError, match=f"{ALL[name].__name__} needs a datamodule with .*, got NoneType"):
             trainer_for(tmp_path, ALL[name]()).fit(SmallNet(), datamodule.train_dataloader())
+
+
+def test_a_datamodule_of_the_contract_is_enough(tmp_path: Path, datamodule: CIFAR10DataModule) -> None:
+    bare = LightningDataModule()
+    for loader in ("train", "val", "test", "gallery", "query"):
+        setattr(bare, f"{loader}_dataloader", getattr(datamodule, f"{loader}_dataloader"))
+    for name in ("class_names", "to_rgb", "on_after_batch_transfer"):
+        setattr(bare, name, getattr(datamodule, name))
+    model, trainer = run(tmp_path, bare, *(make() for make in ALL.values()))
+    trainer.test(model, bare, verbose=False)
+    assert pictures(tmp_path) == sorted(path for name in ALL for path in expected(name) + drawn_by_test(name, epoch=2))

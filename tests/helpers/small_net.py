@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from datamodules import CIFAR10DataModule
+from datamodules.augment import centre_crop
 from helpers.small import SmallAlexNet
 
 
@@ -59,14 +60,16 @@ class SmallNet(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.hparams["lr"])
 
 
+def to_tensorboard(folder: Path) -> TensorBoardLogger:
+    return TensorBoardLogger(str(folder), name="", version="", default_hp_metric=False)
+
+
 def trainer_for(folder: Path, *callbacks: Callback, logger: Any = None, epochs: int = 2, **options: Any) -> Trainer:
     return Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         default_root_dir=str(folder),
-        logger=TensorBoardLogger(str(folder), name="", version="", default_hp_metric=False)
-        if logger is None
-        else logger,
+        logger=to_tensorboard(folder) if logger is None else logger,
         callbacks=list(callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -109,9 +112,9 @@ def png(path: Any) -> np.ndarray:
 
 def inputs_of(data: CIFAR10DataModule, stage: str, places: Any = slice(None)) -> tuple[Tensor, Tensor]:
     """The network's input for a stage's images at these places, and their targets."""
-    raw, targets = data.images_in("train" if stage == "val" else "test")
-    chosen = (data.split.val if stage == "val" else torch.arange(len(raw)))[places]
-    return data._to_input(raw[chosen]), targets[chosen]
+    raw, targets = data.images_in("test" if stage == "test" else "train")
+    chosen = (torch.arange(len(raw)) if stage == "test" else getattr(data.split, stage))[places]
+    return data._to_input(centre_crop(raw[chosen], data.crop_size)), targets[chosen]
 
 
 def calls_of(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[Any, ...]]:
