@@ -50,27 +50,25 @@ def test_the_picture() -> None:
         confusion_panel(COUNTS, NAMES[:2])
 
 
+TEXT = r"""**title**
+
+| class | images | right | accuracy |
+|---|--:|--:|--:|
+| ant | 5 | 4 | 80.0 % |
+| bee | 5 | 2 | 40.0 % |
+| c\|w | 10 | 7 | 70.0 % |
+| all | 20 | 13 | 65.0 % |
+
+Most confused:
+
+- bee taken for ant: 3 of 5
+
+| is \ said | ant | bee | c\|w |
+|---|--:|--:|--:|
+| ant | 4 | 1 | 0 |
+| bee | 3 | 2 | 0 |
+| c\|w | 3 | 0 | 7 |"""
+
+
 def test_the_text() -> None:
-    text = confusion_text(COUNTS, NAMES, most_confused(COUNTS, 1), "title")
-    assert text == "\n".join(
-        [
-            "**title**",
-            "",
-            "| class | images | right | accuracy |",
-            "|---|--:|--:|--:|",
-            "| ant | 5 | 4 | 80.0 % |",
-            "| bee | 5 | 2 | 40.0 % |",
-            r"| c\|w | 10 | 7 | 70.0 % |",
-            "| all | 20 | 13 | 65.0 % |",
-            "",
-            "Most confused:",
-            "",
-            "- bee taken for ant: 3 of 5",
-            "",
-            r"| is \ said | ant | bee | c\|w |",
-            "|---|--:|--:|--:|",
-            "| ant | 4 | 1 | 0 |",
-            "| bee | 3 | 2 | 0 |",
-            r"| c\|w | 3 | 0 | 7 |",
-        ]
-    )
+    assert confusion_text(COUNTS, NAMES, most_confused(COUNTS, 1), "title") == TEXT

@@ -12,12 +12,9 @@ def test_principal_axes_keep_distances_and_put_the_largest_spread_first(shape: t
     features = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, shape[1] + 1) + 7
     points = principal_axes(features)
     assert points.shape == (shape[0], max(1, min(shape[0] - 1, shape[1])))
-    theirs = features.numpy().astype(np.float64)
-    ours = points.numpy().astype(np.float64)
-    for i in range(shape[0]):
-        for j in range(i):
-            want = np.sqrt(((theirs[i] - theirs[j]) ** 2).sum())
-            assert np.sqrt(((ours[i] - ours[j]) ** 2).sum()) == pytest.approx(want, rel=1e-4)
+    theirs, ours = features.double().numpy(), points.double().numpy()
+    want = np.linalg.norm(theirs[:, None] - theirs, axis=2)
+    np.testing.assert_allclose(np.linalg.norm(ours[:, None] - ours, axis=2), want, rtol=1e-4)
     if shape[0] > 2:
         # The variances along the axes are the eigenvalues of the covariance.
         eigenvalues = np.linalg.eigvalsh(np.cov(theirs.T))[::-1][: points.shape[1]]

@@ -29,9 +29,7 @@ def test_each_filter_is_in_its_place(count: int, groups: int):
         row, column = divmod(place, columns)
         y, x = group * (band + GROUP_GAP) + row * cell_h, column * cell_w
         shown = mosaic[y : y + zoom * height, x : x + zoom * width]
-        # The middle of each enlarged weight, and then all of them.
-        np.testing.assert_allclose(shown[1::zoom, 1::zoom], want, atol=1)
-        np.testing.assert_array_equal(shown, shown[1::zoom, 1::zoom].repeat(zoom, 0).repeat(zoom, 1))
+        np.testing.assert_allclose(shown, want.repeat(zoom, 0).repeat(zoom, 1), atol=1)
         rest[y : y + zoom * height, x : x + zoom * width] = 255
     assert (rest == 255).all()
 
@@ -55,26 +53,18 @@ def test_the_grid_holds_the_mosaic_and_only_adds_letters_around_it(count: int, g
     assert not written[:band].any()
     assert not written[band + GROUP_GAP :].any()
     assert bool(written[band : band + GROUP_GAP].any()) == (groups == 2)  # the second group's name
-    for name, part in {
-        "title": grid[:, :32],
-        "first heading": grid[:, 36 : FILTER_TOP - 2],
-        "row numbers": grid[:, FILTER_TOP : FILTER_TOP + height, : FILTER_LEFT - 4],
-        "scale": grid[:, FILTER_TOP + height + 4 :],
-    }.items():
-        assert int(part.min()) < 100, f"no {name}"
-    frame = torch.cat(
-        [grid[:, :3].flatten(), grid[:, -3:].flatten(), grid[:, :, :3].flatten(), grid[:, :, -3:].flatten()]
-    )
-    assert int(frame.min()) == 255, "letters run off the page"
+    title, heading = grid[:, :32], grid[:, 36 : FILTER_TOP - 2]
+    numbers, below = grid[:, FILTER_TOP : FILTER_TOP + height, : FILTER_LEFT - 4], grid[:, FILTER_TOP + height + 4 :]
+    assert all(int(part.min()) < 100 for part in (title, heading, numbers, below)), "something is not written"
+    frame = (grid[:, :3], grid[:, -3:], grid[:, :, :3], grid[:, :, -3:])
+    assert all(int(part.min()) == 255 for part in frame), "letters run off the page"
 
 
 def test_the_scale_is_the_given_one_or_nearly_the_largest_weight(written: list[str]):
     weights = torch.linspace(-1, 0.999, 96 * 3 * 121).view(96, 3, 11, 11)
     grid = filter_grid(weights, 2)
     assert written[-1].startswith("grey = 0, full colour = ±0.995 and beyond (largest: 1)")
-    assert "GPU 1: filters 0 to 47" in written
-    assert "GPU 2: filters 48 to 95" in written
-    assert {"0", "12", "36", "48", "84"} <= set(written)
+    assert {"GPU 1: filters 0 to 47", "GPU 2: filters 48 to 95", "0", "12", "36", "48", "84"} <= set(written)
     assert torch.equal(grid, filter_grid(weights, 2, scale=weights.abs().flatten().quantile(0.995).item()))
     written.clear()
     filter_grid(weights, 1, 3.0)

@@ -1,6 +1,7 @@
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
 
 from callbacks.pure.canvas import FRAME, RIGHT, THUMB, UNKNOWN, WRONG
 from callbacks.pure.retrieval_panel import CELL_HEIGHT, CELL_WIDTH, PANEL_GAP, PANEL_LEFT, PANEL_TOP, retrieval_panel
@@ -13,22 +14,12 @@ def corner(r: int, c: int) -> tuple[int, int]:
     return PANEL_TOP + r * CELL_HEIGHT, PANEL_LEFT + c * CELL_WIDTH + (PANEL_GAP if c else 0)
 
 
-def panel(
-    rows: int = 3, k: int = 6, size: tuple[int, int] = (32, 32)
-) -> tuple[Tensor, list[int], list[list[int]], Tensor]:
-    """A panel of plain images, each of its own grey, with its classes and greys."""
-    greys = (20 + 10 * torch.arange(rows * (k + 1))).view(rows, k + 1)  # of 255
-    plain = greys[:, :, None, None, None].div(255).expand(rows, k + 1, 3, *size)
-    targets = [i % 4 for i in range(rows)]
-    others = [[(i * j) % 4 for j in range(k)] for i in range(rows)]
-    distances = [[10.0 + j for j in range(k)] for _ in range(rows)]
-    drawn = retrieval_panel(plain[:, 0], plain[:, 1:], targets, others, distances, NAMES, "val images after epoch 3")
-    return drawn, targets, others, greys
-
-
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (227, 227), (20, 40)])
 def test_each_image_is_in_its_cell_framed_by_its_class(size: tuple[int, int]):
-    drawn, targets, others, greys = panel(size=size)
+    greys = (20 + 10 * torch.arange(3 * 7)).view(3, 7)  # of 255, one an image
+    plain = greys[:, :, None, None, None].div(255).expand(3, 7, 3, *size)
+    targets, others = [0, 1, 2], [[(i * j) % 4 for j in range(6)] for i in range(3)]
+    drawn = retrieval_panel(plain[:, 0], plain[:, 1:], targets, others, [[10.0] * 6] * 3, NAMES, "title")
     assert drawn.dtype == torch.uint8
     seen = set()
     for r in range(3):
@@ -85,22 +76,25 @@ def test_neighbours_of_an_unknown_class_have_grey_frames():
     known = retrieval_panel(queries, neighbours, [0, 1], *arguments)
     below = PANEL_TOP + CELL_HEIGHT
     assert (panel[:, below:, left:] == known[:, below:, left:]).all()  # the second query's are as ever
-    with pytest.raises(ValueError, match="query_names"):
-        retrieval_panel(queries, neighbours, [None, 1], *arguments)
-    with pytest.raises(ValueError, match="query_names"):
-        retrieval_panel(queries, neighbours, [None, 1], *arguments, query_names=["a.png"])
 
 
-def test_bad_panels():
-    one, many = torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"queries: \(1, 3, 9, 8\), expected \(1, 3, 8, 8\)"):
-        retrieval_panel(torch.zeros(1, 3, 9, 8), many, [0], [[0, 0]], [[0, 0]], NAMES)
-    with pytest.raises(ValueError, match="neighbour_targets: .* expected 1 rows of 2"):
-        retrieval_panel(one, many, [0], [[0]], [[0, 0]], NAMES)
-    with pytest.raises(ValueError, match="distances: .* expected 1 rows of 2"):
-        retrieval_panel(one, many, [0], [[0, 0]], [], NAMES)
-    with pytest.raises(ValueError, match="query_targets: 2 classes, expected 1"):
-        retrieval_panel(one, many, [0, 1], [[0, 0]], [[0, 0]], NAMES)
-    for shape in ((1, 2, 1, 8, 8), (2, 3, 8, 8), (1, 0, 3, 8, 8), (3,)):
-        with pytest.raises(ValueError, match="neighbours: "):
-            retrieval_panel(one, torch.zeros(shape), [0], [[0, 0]], [[0, 0]], NAMES)
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("queries", torch.zeros(1, 3, 9, 8), r"queries: \(1, 3, 9, 8\), expected \(1, 3, 8, 8\)"),
+        ("neighbour_targets", [[0]], "neighbour_targets: .* expected 1 rows of 2"),
+        ("distances", [], "distances: .* expected 1 rows of 2"),
+        ("query_targets", [0, 1], "query_targets: 2 classes, expected 1"),
+        ("query_targets", [None], "query_names"),
+        ("query_names", ["a.png", "b.png"], "query_names"),
+        *(
+            ("neighbours", torch.zeros(n), "neighbours: ")
+            for n in ((1, 2, 1, 8, 8), (2, 3, 8, 8), (1, 0, 3, 8, 8), (3,))
+        ),
+    ],
+)
+def test_bad_panels(name: str, value: Any, message: str):
+    good = {"queries": torch.zeros(1, 3, 8, 8), "neighbours": torch.zeros(1, 2, 3, 8, 8), "query_targets": [0]}
+    good |= {"neighbour_targets": [[0, 0]], "distances": [[0, 0]], "class_names": NAMES}
+    with pytest.raises(ValueError, match=message):
+        retrieval_panel(**{**good, name: value})
