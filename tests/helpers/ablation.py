@@ -9,6 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from helpers import ROOT
+
+ABLATIONS = ROOT / "configs" / "ablations"
 FAKE_FIT = Path(__file__).with_name("fake_fit.py")
 SLOW_FIT = Path(__file__).with_name("slow_fit.py")
 TINY = ["--data.source=shapes10", "--data.subset_size=100", "--data.val_size=40", "--data.batch_size=32"]
@@ -38,6 +43,23 @@ def a_run(variant: str, seed: int, test: float = 0.5, train: list[float] | None 
         "history": [{"epoch": i + 1, "train_top1": top1, "val_top1": top1 / 2} for i, top1 in enumerate(train)],
         **more,
     }
+
+
+def status(main: Callable[[list[str]], None], *words: str) -> int:
+    """Run a script's main; its exit status."""
+    try:
+        main([*words])
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that was said."""
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    return said
 
 
 def calls() -> list[dict[str, Any]]:

@@ -34,9 +34,7 @@ def test_figure_1(unregularised: bool) -> None:
     runs += [a_run(relu, 0, train=[0.5, 0.76, 0.9, 0.9]), a_run(tanh, 0, train=[0.3, 0.5, 0.7, 0.75])]
     figure = figure1(runs)
     assert figure is not None
-    lines = [
-        line for line in figure.axes[0].lines if "ReLU" in str(line.get_label()) or "tanh" in str(line.get_label())
-    ]
+    lines = [line for line in figure.axes[0].lines if str(line.get_label()).startswith(("ReLU", "tanh"))]
     assert [line.get_linestyle() for line in lines] == ["-", "--"]  # as in the paper
     assert list(lines[0].get_ydata()) == pytest.approx([0.5, 0.24, 0.1, 0.1])
     assert "25 % after 2.0 epochs" in str(lines[0].get_label())
