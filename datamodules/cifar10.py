@@ -100,7 +100,8 @@ class CIFAR10DataModule(LightningDataModule):
 
     Args:
         root: Folder that is searched for CIFAR-10, and into which it is downloaded: ``cifar-10-batches-py/``,
-            ``cifar-10-python.tar.gz`` or class folders ``train/<class>/*.png``, also one level down in ``cifar10/``.
+            ``cifar-10-python.tar.gz``, ``cifar-10-batches-bin/`` or class folders ``train/<class>/*.png``, a class by
+            its name or number; also one level down in ``cifar10/``.
         source: ``cifar10``; ``shapes10``, ten classes of shapes that the project draws itself; or ``auto``, CIFAR-10
             where it is found or can be downloaded, else shapes10.
         download: Fetch CIFAR-10 where it is not found.

@@ -14,32 +14,45 @@ import os
 from pathlib import Path
 from typing import Literal, get_args
 
-from datamodules.sources.common import ARCHIVE, BATCHES, CLASSES, SPLIT_SIZES, LabelledImages, Layout, Split, no_data
+from datamodules.sources.common import (
+    ARCHIVE,
+    BATCHES,
+    BINARY,
+    SPLIT_SIZES,
+    LabelledImages,
+    Layout,
+    Split,
+    class_folders,
+    no_data,
+)
+from datamodules.sources.common import CLASSES as CLASSES
 from datamodules.sources.common import DataError as DataError
 from datamodules.sources.common import count_overlap as count_overlap
 from datamodules.sources.download import download_cifar10
 from datamodules.sources.folders import load_folders
-from datamodules.sources.official import load_archive, load_batches
+from datamodules.sources.official import load_archive, load_batches, load_binary
 
 log = logging.getLogger(__name__)
 
 Source = Literal["cifar10", "shapes10", "auto"]
-LOADERS = {"batches": load_batches, "archive": load_archive, "folders": load_folders}
+LOADERS = {"batches": load_batches, "archive": load_archive, "binary": load_binary, "folders": load_folders}
 
 
 def find_cifar10(root: Path) -> Layout | None:
     """Look for CIFAR-10 in ``root`` and in ``root/cifar10``; ``root`` need not exist.
 
-    Only looks; ``load_cifar10`` checks. The official files win over the archive (no unpacking), and both over
-    class folders, which may hold JPEG copies.
+    Only looks; ``load_cifar10`` checks. The official files win over the archive (no unpacking), these over the binary
+    version (of which no MD5 is known), and all over class folders, which may hold JPEG copies.
     """
     bases = (root, root / "cifar10")
     # os.path, not pathlib: it answers False where a folder can't be read or a link goes round in circles.
     found = [Layout("batches", base / BATCHES) for base in bases if os.path.isdir(base / BATCHES)]
     found += [Layout("archive", base / ARCHIVE) for base in bases if os.path.isfile(base / ARCHIVE)]
+    found += [Layout("binary", base / BINARY) for base in bases if os.path.isdir(base / BINARY)]
     # One class folder is enough: what is missing is then an error of load_cifar10, not "nothing found".
-    classes = [f"{split}/{name}" for split in SPLIT_SIZES for name in CLASSES]
-    found += [Layout("folders", base) for base in bases if any(os.path.isdir(base / folder) for folder in classes)]
+    for base in bases:
+        if any(os.path.isdir(folder) for split in SPLIT_SIZES for folder in class_folders(base / split)):
+            found.append(Layout("folders", base))
     return found[0] if found else None
 
 

@@ -21,7 +21,16 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 SPLIT_SIZES: dict[str, int] = {"train": 50_000, "test": 10_000}
 BATCHES = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
+BINARY = "cifar-10-batches-bin"
 QUICKSTART = "python scripts/fit.py -c configs/quickstart.yaml"
+# CIFAR-10 in forms that are not read, and why.
+FOREIGN = {
+    "trainLabels.csv": "Kaggle's, whose test images have no labels",
+    "*.parquet": "not unpacked",
+    "*/*.parquet": "not unpacked",
+    "cifar-10*": "another form",
+    "cifar10?*": "another form",
+}
 
 
 class LabelledImages(NamedTuple):
@@ -32,20 +41,34 @@ class LabelledImages(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where CIFAR-10 was found, and in which form: the official pickles, their .tar.gz, or class folders."""
+    """Where CIFAR-10 was found, in which form: official pickles, their .tar.gz, the binary version, class folders."""
 
-    kind: Literal["batches", "archive", "folders"]
-    path: Path  # the folder of the pickles, the archive, or the folder that holds train/ and test/
+    kind: Literal["batches", "archive", "binary", "folders"]
+    path: Path  # the folder of the files, the archive, or the folder that holds train/ and test/
 
     @property
     def description(self) -> str:
         """The source in words, for console and logs; tells the lossless pixels from a JPEG copy's."""
         if self.kind != "folders":
-            return f"CIFAR-10 (official {'files' if self.kind == 'batches' else 'archive'})"
-        folders = [self.path / split / name for split in SPLIT_SIZES for name in CLASSES]
+            official = {"batches": "files", "archive": "archive", "binary": "binary version"}
+            return f"CIFAR-10 (official {official[self.kind]})"
+        folders = [folder for split in SPLIT_SIZES for folder in class_folders(self.path / split)]
         suffixes = {Path(file).suffix.lower() for folder in folders for file in glob("*", root_dir=folder)}
         formats = [name for name, theirs in (("JPEG", {".jpg", ".jpeg"}), ("PNG", {".png"})) if theirs & suffixes]
         return f"CIFAR-10 ({' and '.join(formats) or 'image'} copy in class folders)"
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """A split's ten folders, in label order: each by the class's name, in any case, or else by its number.
+
+    Where a class has none, the one it should have.
+    """
+    try:
+        entries = os.listdir(folder)
+    except OSError:  # not there, or not to be read: who reads it says so
+        entries = []
+    found = {entry.lower(): entry for entry in sorted(entries)}  # airplane wins over Airplane
+    return [folder / found.get(name, found.get(str(label), name)) for label, name in enumerate(CLASSES)]
 
 
 class DataError(ValueError):
@@ -58,11 +81,18 @@ class DataError(ValueError):
 
 def no_data(root: Path, why: str) -> DataError:
     """The error where ``root`` holds no CIFAR-10; ``why`` none was fetched either."""
+    found = [
+        f"{path} is not read ({form})"
+        for base in (root, root / "cifar10")
+        for pattern, form in FOREIGN.items()
+        for path in sorted(base.glob(pattern))[:1]
+    ]
     # The absolute path, because a relative root seen from the wrong folder is the likeliest mistake.
     return DataError(
         "root",
-        f"no CIFAR-10 in {root.absolute()} or its subfolder cifar10, expected {BATCHES}/, {ARCHIVE} or "
-        f"train/<class>/*.{{png,jpg,jpeg}} with test/<class>/...; {why}",
+        f"no CIFAR-10 in {root.absolute()} or its subfolder cifar10, expected {BATCHES}/, {ARCHIVE}, {BINARY}/ or "
+        f"train/<class>/*.{{png,jpg,jpeg}} with test/<class>/..., a class by its name or number; "
+        f"{'; '.join([*found, why])}",
         f"Put one of these there, or start without CIFAR-10: {QUICKSTART}",
     )
 

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from datamodules.sources.common import (
-    CLASSES,
     SPLIT_SIZES,
     DataError,
     LabelledImages,
     Split,
+    class_folders,
     progress_bar,
     reason,
     write_then_replace,
@@ -32,11 +32,12 @@ REPLACE = "Replace or delete it"
 
 
 def load_folders(root: Path, split: Split) -> LabelledImages:
-    """Read ``root/<split>/<class>/*``: classes in label order, sorted by file name within a class."""
+    """Read ``root/<split>/<class>/*``, a class by its name or number: in label order, then by file name."""
     files = _list_images(root / split)
     if len(files) != SPLIT_SIZES[split]:
         log.warning("%s: %d images, CIFAR-10 has %d", root / split, len(files), SPLIT_SIZES[split])
-    targets = torch.tensor([CLASSES.index(path.parent.name) for path in files])  # (N,) int64
+    labels = {folder: label for label, folder in enumerate(class_folders(root / split))}
+    targets = torch.tensor([labels[path.parent] for path in files])  # (N,) int64
     cache, fingerprint = root / ".cache" / f"{split}.npz", _fingerprint(files, root)
     images = _read_cache(cache, fingerprint)
     if images is None:
@@ -47,9 +48,9 @@ def load_folders(root: Path, split: Split) -> LabelledImages:
 
 def _list_images(folder: Path) -> dict[Path, os.stat_result]:
     files: dict[Path, os.stat_result] = {}
-    entries, kinds = 0, "/".join(SUFFIXES)
-    for name in CLASSES:
-        class_folder, remedy = folder / name, f"Put the images of class {name} there"
+    entries, kinds, classes = 0, "/".join(SUFFIXES), class_folders(folder)
+    for class_folder in classes:
+        remedy = f"Put the images of class {class_folder.name} there"
         try:
             paths = [class_folder / entry for entry in sorted(os.listdir(class_folder))]
         except OSError as error:
@@ -59,7 +60,7 @@ def _list_images(folder: Path) -> dict[Path, os.stat_result]:
             raise DataError(class_folder, f"no {kinds} files, expected at least one", remedy)
         entries += len(paths)
         files |= found
-    others = set(os.listdir(folder)) - set(CLASSES)
+    others = set(os.listdir(folder)) - {class_folder.name for class_folder in classes}
     for count, why in ((entries - len(files), "hidden or not images"), (len(others), "not among the ten classes")):
         if count:
             log.warning("%s: entries ignored: %d (%s)", folder, count, why)

@@ -1,4 +1,7 @@
-"""CIFAR-10's official files, unpacked or in their archive. Their MD5 is checked before anything in them is used."""
+"""CIFAR-10's official files, unpacked or in their archive. Their MD5 is checked before anything in them is used.
+
+The binary version has none to be checked, so its sizes and labels are.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,8 @@ BATCH_MD5S: dict[str, dict[str, str]] = {
     },
     "test": {"test_batch": "40351d587109b95175f43aff81a1287e"},
 }
+
+BINARY_IMAGES = 10_000  # in each file of the binary version
 
 
 def load_batches(folder: Path, split: Split) -> LabelledImages:
@@ -59,6 +64,24 @@ def load_archive(archive: Path, split: Split) -> LabelledImages:
     for name in sorted(wanted.values() - files.keys()):
         raise DataError(archive, f"holds no file {BATCHES}/{name}, expected the official archive", remedy)
     return _parse(files, split, archive / BATCHES, remedy)
+
+
+def load_binary(folder: Path, split: Split) -> LabelledImages:
+    """Read the binary version's files in ``folder``: for each image a byte of its label, then those of a pickle."""
+    remedy = f"Unpack the binary version anew, or delete the folder {folder} and run again to download the other"
+    batches = []
+    for path in (folder / f"{name}.bin" for name in BATCH_MD5S[split]):
+        try:
+            raw = np.fromfile(path, np.uint8)
+        except OSError as error:
+            raise DataError(path, f"{reason(error)}, expected an official file", remedy) from error
+        if raw.size != BINARY_IMAGES * 3073:
+            raise DataError(path, f"damaged, {raw.size} bytes, expected {BINARY_IMAGES * 3073}", remedy)
+        batches.append(raw.reshape(-1, 3073))
+        if (top := batches[-1][:, 0].max()) >= len(CLASSES):
+            raise DataError(path, f"damaged, a label is {top}, expected 0 to {len(CLASSES) - 1}", remedy)
+    rows = torch.from_numpy(np.concatenate(batches))
+    return LabelledImages(rows[:, 1:].contiguous().view(-1, 3, 32, 32), rows[:, 0].long())
 
 
 class _ArrayUnpickler(pickle.Unpickler):

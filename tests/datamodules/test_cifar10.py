@@ -307,6 +307,7 @@ def test_loaders_alone_train_as_the_datamodule_does(datamodule: CIFAR10DataModul
     quiet(max_epochs=2).fit(alone, **loaders)
     trainer = quiet(max_epochs=2)
     trainer.fit(whole, datamodule)
+    assert isinstance(next(iter(trainer.train_dataloader)), RawBatch)  # what is moved to the device are bytes
     trainer.fit_loop.epoch_progress.reset()
     trainer.fit(again, train_dataloaders=datamodule.train_dataloader(), val_dataloaders=datamodule.val_dataloader())
     assert len(whole.batches) == 2 + 2 * (4 + 2)  # two to try validation, then two epochs

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.sources import ARCHIVE, BATCHES, CLASSES, DataError, Layout, download
+from datamodules.sources import ARCHIVE, BATCHES, BINARY, CLASSES, DataError, Layout, download
 from datamodules.sources import official as files
 
 
@@ -80,6 +80,14 @@ class Official:
         for name, raw in self.files.items():
             (folder / name).write_bytes(raw)
         return Layout("batches", folder)
+
+    def write_binary(self, base: Path) -> Layout:
+        self.monkeypatch.setattr(files, "BINARY_IMAGES", 3)
+        (base / BINARY).mkdir(parents=True)
+        for name, data in self.data.items():
+            rows = zip(self.labels[name], data, strict=True)
+            (base / BINARY / f"{name}.bin").write_bytes(b"".join(bytes([label]) + row.tobytes() for label, row in rows))
+        return Layout("binary", base / BINARY)
 
     def archive_bytes(self, link: str | None = None, folder: str = BATCHES) -> bytes:
         buffer = io.BytesIO()

@@ -5,6 +5,7 @@ import logging
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,29 @@ def test_folders_pixel_by_pixel(tmp_path: Path, suffix: str) -> None:
             for y in range(32):
                 for x in range(32):
                     assert tuple(images[index, :, y, x].tolist()) == image.getpixel((x, y))
+
+
+@pytest.mark.parametrize("rename", [str.capitalize, str.upper, lambda name: str(CLASSES.index(name))])
+def test_classes_by_number_or_in_other_case(tmp_path: Path, rename: Callable[[str], str]) -> None:
+    plain, other = write_folders(tmp_path / "a"), write_folders(tmp_path / "b")
+    for split in ("train", "test"):
+        for name in CLASSES:
+            folder = other.path / split / name
+            folder.rename(folder.with_name(rename(name)))
+    assert find_cifar10(tmp_path / "b") == other
+    assert other.description == plain.description
+    for split in ("train", "test"):
+        for theirs, ours in zip(load_cifar10(other, split), load_cifar10(plain, split), strict=True):
+            assert torch.equal(theirs, ours)
+
+
+def test_a_class_by_its_name_wins(folders: Layout, caplog: pytest.LogCaptureFixture) -> None:
+    before = load_cifar10(folders, "train")
+    for name in ("Airplane", "0"):
+        (folders.path / "train" / name).mkdir()
+    caplog.clear()
+    assert torch.equal(load_cifar10(folders, "train").images, before.images)
+    assert "entries ignored: 2 (not among the ten classes)" in caplog.text
 
 
 @pytest.mark.parametrize("empty", [True, False])

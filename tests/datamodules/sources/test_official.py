@@ -53,6 +53,34 @@ def test_official_as_torchvision_reads_it(official: Official, tmp_path: Path) ->
         assert targets.tolist() == theirs.targets
 
 
+def test_binary_version_is_the_same_images(official: Official, tmp_path: Path) -> None:
+    pickles, binary = official.write_batches(tmp_path), official.write_binary(tmp_path)
+    for split in ("train", "test"):
+        for theirs, ours in zip(load_cifar10(binary, split), load_cifar10(pickles, split), strict=True):
+            assert torch.equal(theirs, ours)
+            assert theirs.dtype == ours.dtype
+            assert theirs.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (bytes(3073 * 2), "damaged, 6146 bytes, expected 9219"),
+        (bytes([10]) + bytes(3073 * 3 - 1), "damaged, a label is 10, expected 0 to 9"),
+        (None, "No such file or directory, expected an official file"),
+    ],
+)
+def test_binary_version_is_checked(official: Official, tmp_path: Path, raw: bytes | None, words: str) -> None:
+    layout = official.write_binary(tmp_path)
+    path = layout.path / "data_batch_2.bin"
+    path.unlink()
+    if raw is not None:
+        path.write_bytes(raw)
+    with pytest.raises(DataError) as caught:
+        load_cifar10(layout, "train")
+    check_message(caught.value, path, words, "Unpack the binary version anew")
+
+
 def test_flipped_byte(official: Official, tmp_path: Path) -> None:
     layout = official.write_batches(tmp_path)
     path = layout.path / "data_batch_3"

@@ -11,6 +11,7 @@ from PIL import Image
 from datamodules.sources import (
     ARCHIVE,
     BATCHES,
+    BINARY,
     CLASSES,
     DataError,
     Layout,
@@ -28,6 +29,8 @@ def test_find_prefers_official_files(official: Official, tmp_path: Path, below: 
     assert find_cifar10(tmp_path) is None
     base = tmp_path / below
     expected = write_folders(base, per_class=1)
+    assert find_cifar10(tmp_path) == expected
+    expected = official.write_binary(base)
     assert find_cifar10(tmp_path) == expected
     expected = official.write_archive(base)
     assert find_cifar10(tmp_path) == expected
@@ -53,6 +56,7 @@ def test_nothing_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
         tmp_path,
         f"{BATCHES}/",
         ARCHIVE,
+        f"{BINARY}/",
         "train/<class>/",
         "python scripts/fit.py -c configs/quickstart.yaml",
     )
@@ -60,6 +64,32 @@ def test_nothing_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert "no CIFAR-10 in" in caplog.text
     assert caplog.text.rstrip().endswith("Using shapes10, the drawn stand-in, instead.")
     assert "quickstart" not in caplog.text
+
+
+@pytest.mark.parametrize("below", ["", "cifar10"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "trainLabels.csv",
+        "train.parquet",
+        "plain_text/test-00000-of-00001.parquet",
+        "cifar-10-binary.tar.gz",
+        "cifar-10-batches-mat/test_batch.mat",
+        "cifar10.npz",
+    ],
+)
+def test_images_that_are_not_read_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, below: str, name: str
+) -> None:
+    path = tmp_path / below / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    named = path if path.suffix != ".mat" else path.parent
+    with pytest.raises(DataError) as caught:
+        resolve_source(tmp_path, "cifar10", download=False)
+    check_message(caught.value, f"{named} is not read (", "Put one of these there")
+    assert resolve_source(tmp_path, "auto", download=False) is None
+    assert f"{named} is not read (" in caplog.text
 
 
 def test_bad_settings(tmp_path: Path) -> None:
@@ -96,6 +126,7 @@ def test_descriptions_tell_jpeg_from_lossless(tmp_path: Path, official: Official
     words = [
         official.write_batches(tmp_path).description,
         official.write_archive(tmp_path).description,
+        official.write_binary(tmp_path).description,
         write_folders(tmp_path / "a", ".png").description,
         write_folders(tmp_path / "b", ".JPG").description,
     ]
@@ -104,6 +135,7 @@ def test_descriptions_tell_jpeg_from_lossless(tmp_path: Path, official: Official
     assert words == [
         "CIFAR-10 (official files)",
         "CIFAR-10 (official archive)",
+        "CIFAR-10 (official binary version)",
         "CIFAR-10 (PNG copy in class folders)",
         "CIFAR-10 (JPEG copy in class folders)",
         "CIFAR-10 (JPEG and PNG copy in class folders)",
