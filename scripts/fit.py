@@ -76,7 +76,8 @@ class FitCLI(ExperimentCLI):
         trained = summarise_fit(trainer, self.history, self.best, best)
         if take_average(trainer, model):
             trainer.validate(model, datamodule, verbose=False)
-            trained |= {"tested": "averaged weights", **measured(trainer, self.history, "val")}
+            trained |= {"tested": "averaged weights", "val_top1": None, "val_top5": None}
+            trained |= measured(trainer, self.history, "val")
             with one_line_failures(trainer):
                 best = save_average(trainer)
 

@@ -1,4 +1,4 @@
-"""What StochasticWeightAveraging came to, which it puts into the model when training, and all that is saved, is over."""
+"""What StochasticWeightAveraging came to: Lightning puts it into the model when all that is saved is over."""
 
 from __future__ import annotations
 
