@@ -55,13 +55,13 @@ def forward_hooks(network: nn.Module, layers: Sequence[str], see: Callable[[str,
 def measure(network: nn.Module, run: Callable[[], Any]) -> dict[str, LayerStats]:
     """Measure the network's ``LAYERS`` while ``run`` runs images through it, eagerly.
 
-    ``network.act``, if it has one, is the activation function that follows each; else it is taken for ReLU.
+    The activation function that follows each is tanh if the network has an ``nn.Tanh``; else it is taken for ReLU.
 
     Returns:
         For each layer that was called; the newest call counts.
     """
     found: dict[str, LayerStats] = {}
-    tanh = isinstance(getattr(network, "act", None), nn.Tanh)
+    tanh = any(isinstance(module, nn.Tanh) for module in network.modules())
 
     def keep(name: str, output: Tensor) -> None:
         # The layer's output, before an activation function that works in place: so it is applied to a copy.

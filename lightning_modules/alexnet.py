@@ -10,6 +10,7 @@ import math
 from typing import Literal, get_args
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,8 +38,20 @@ def smallest_image_size(stride: int) -> int:
     return KERNEL + 6 * stride + 1
 
 
+@torch.fx.wrap  # one operation of a traced network, which so keeps the check
+def checked(images: Tensor, size: int) -> Tensor:
+    """``images``, if their shape is ``(B, 3, size, size)``; else a ValueError."""
+    if images.shape[1:] != (3, size, size):
+        got = tuple(images.shape)
+        raise ValueError(f"images: {got}, expected (B, 3, {size}, {size}). Resize them, or choose that image_size.")
+    return images
+
+
 class AlexNet(nn.Module):
     """Five convolutions and three fully connected layers; 56,909,194 parameters at 224 pixels and 10 classes.
+
+    Each step is a module of its own, used once: ``conv1``, ``relu1`` (with ``activation="tanh"`` a Tanh), ``norm1``,
+    ``pool1``, ... ``fc7``, ``relu7``, ``drop7``, ``fc8``.
 
     Args:
         num_classes: Outputs of fc8.
@@ -98,21 +111,32 @@ class AlexNet(nn.Module):
         size = conv1_size(image_size, conv1_stride)
         self.padding = (size - 1) * conv1_stride + KERNEL - image_size  # 3 at 224; never below 0
 
-        self.conv1 = nn.Conv2d(3, 96, KERNEL, stride=conv1_stride)
-        self.conv2 = nn.Conv2d(96, 256, 5, padding=2, groups=groups)
-        self.conv3 = nn.Conv2d(256, 384, 3, padding=1)  # the one layer in which the two GPUs talk
-        self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=groups)
-        self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=groups)
-        self.fc6 = nn.Linear(256 * (size // 2 // 2 // 2) ** 2, 4096)
-        self.fc7 = nn.Linear(4096, 4096)
-        self.fc8 = nn.Linear(4096, num_classes)
+        def act() -> nn.Module:  # a module for each place, and none in place: what a hook or an attribution has, stays
+            return nn.ReLU() if activation == "relu" else nn.Tanh()
 
-        self.act: nn.Module = nn.ReLU(inplace=True) if activation == "relu" else nn.Tanh()
-        self.norm: nn.Module = LocalResponseNorm.of(lrn_constants) if lrn else nn.Identity()
-        # Rounded up like cuda-convnet's, 3/2 pooling turns n pixels into n // 2, just as 2/2 does at every size:
-        # "the non-overlapping scheme s = 2, z = 2, which produces output of equivalent dimensions" (section 3.4).
-        self.pool = nn.MaxPool2d(3, 2, ceil_mode=True) if overlap_pooling else nn.MaxPool2d(2, 2)
-        self.drop = nn.Dropout(dropout)
+        def norm() -> nn.Module:
+            return LocalResponseNorm.of(lrn_constants) if lrn else nn.Identity()
+
+        def pool() -> nn.Module:
+            # Rounded up like cuda-convnet's, 3/2 pooling turns n pixels into n // 2, just as 2/2 does at every size:
+            # "the non-overlapping scheme s = 2, z = 2, which produces output of equivalent dimensions" (section 3.4).
+            return nn.MaxPool2d(3, 2, ceil_mode=True) if overlap_pooling else nn.MaxPool2d(2, 2)
+
+        self.conv1 = nn.Conv2d(3, 96, KERNEL, stride=conv1_stride)
+        self.relu1, self.norm1, self.pool1 = act(), norm(), pool()
+        self.conv2 = nn.Conv2d(96, 256, 5, padding=2, groups=groups)
+        self.relu2, self.norm2, self.pool2 = act(), norm(), pool()
+        self.conv3 = nn.Conv2d(256, 384, 3, padding=1)  # the one layer in which the two GPUs talk
+        self.relu3 = act()
+        self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=groups)
+        self.relu4 = act()
+        self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=groups)
+        self.relu5, self.pool5 = act(), pool()
+        self.fc6 = nn.Linear(256 * (size // 2 // 2 // 2) ** 2, 4096)
+        self.relu6, self.drop6 = act(), nn.Dropout(dropout)
+        self.fc7 = nn.Linear(4096, 4096)
+        self.relu7, self.drop7 = act(), nn.Dropout(dropout)
+        self.fc8 = nn.Linear(4096, num_classes)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -133,16 +157,14 @@ class AlexNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """``(B, 3, image_size, image_size)`` to ``(B, 256, n, n)``. In the margin: the shapes at 224."""
-        if images.shape[1:] != (3, self.image_size, self.image_size):
-            got, size = tuple(images.shape), self.image_size
-            raise ValueError(f"images: {got}, expected (B, 3, {size}, {size}). Resize them, or choose that image_size.")
-        x = F.pad(images, (0, self.padding, 0, self.padding)) if self.padding else images  # (B, 3, 227, 227)
-        x = self.norm(self.act(self.conv1(x)))  # (B, 96, 55, 55)
-        x = self.norm(self.act(self.conv2(self.pool(x))))  # (B, 256, 27, 27)
-        x = self.act(self.conv3(self.pool(x)))  # (B, 384, 13, 13)
-        x = self.act(self.conv4(x))  # (B, 384, 13, 13)
-        x = self.act(self.conv5(x))  # (B, 256, 13, 13)
-        x = self.pool(x)  # (B, 256, 6, 6)
+        x = checked(images, self.image_size)
+        x = F.pad(x, (0, self.padding, 0, self.padding)) if self.padding else x  # (B, 3, 227, 227)
+        x = self.norm1(self.relu1(self.conv1(x)))  # (B, 96, 55, 55)
+        x = self.norm2(self.relu2(self.conv2(self.pool1(x))))  # (B, 256, 27, 27)
+        x = self.relu3(self.conv3(self.pool2(x)))  # (B, 384, 13, 13)
+        x = self.relu4(self.conv4(x))  # (B, 384, 13, 13)
+        x = self.relu5(self.conv5(x))  # (B, 256, 13, 13)
+        x = self.pool5(x)  # (B, 256, 6, 6)
         return x
 
     def embed(self, images: Tensor) -> Tensor:
@@ -155,8 +177,8 @@ class AlexNet(nn.Module):
             ``(B, 4096)`` float, after the ReLU and, in training mode, after dropout.
         """
         x = self.features(images).flatten(1)  # (B, 9216)
-        x = self.drop(self.act(self.fc6(x)))  # (B, 4096)
-        x = self.drop(self.act(self.fc7(x)))  # (B, 4096)
+        x = self.drop6(self.relu6(self.fc6(x)))  # (B, 4096)
+        x = self.drop7(self.relu7(self.fc7(x)))  # (B, 4096)
         return x
 
     def forward(self, images: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 training step. Here the window sum is a few in-place adds of shifted slices, ``d**-0.75`` comes from ``rsqrt`` and
 ``sqrt``, and the batch is worked through in pieces small enough that every pass finds its data in the cache.
 
-From top to bottom: the formula in plain operations, the same thing fast, its ``autograd.Function``, the layer.
+From top to bottom: the formula and its gradient in plain operations, the same two fast, the layer.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from lightning_modules.arguments import check, check_choice
@@ -47,7 +48,8 @@ def lrn_formula(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Te
     """The formula of section 3.3 in differentiable operations: ``x / (k + alpha * window_sum(x**2))**beta``.
 
     What :class:`LocalResponseNorm` computes, written to be read. ``torch.compile`` is given this form, because
-    it fuses plain operations better than it could fuse the pieces below.
+    it fuses plain operations better than it could fuse the pieces below, and ``torch.jit.trace``, which can save no
+    other. Half-precision inputs are worked on in float32, whose squares don't overflow at 256.
 
     Args:
         x: ``(B, C, ...)`` float.
@@ -59,7 +61,27 @@ def lrn_formula(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Te
     Returns:
         A new tensor like ``x``.
     """
-    return x * (k + alpha * window_sum(x * x, size // 2, (size - 1) // 2)).pow(-beta)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * _d(wide, size, alpha, k).pow(-beta)).to(x.dtype)
+
+
+def lrn_gradient(x: Tensor, grad: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    """What ``grad``, the gradient of :func:`lrn_formula`'s output, makes of ``x``'s, in differentiable operations.
+
+    With ``d = k + alpha * window_sum(x**2)`` it is ::
+
+        grad * d**-beta - 2 * alpha * beta * x * window_sum'(grad * x * d**(-beta - 1))
+
+    ``window_sum'`` is the transposed window: channel ``i`` reaches the channels in whose window it lies.
+    """
+    wide, slope = (t.to(torch.promote_types(x.dtype, torch.float32)) for t in (x, grad))
+    d = _d(wide, size, alpha, k)
+    reached = window_sum(slope * wide * d.pow(-beta - 1), (size - 1) // 2, size // 2)
+    return (slope * d.pow(-beta) - 2 * alpha * beta * wide * reached).to(x.dtype)
+
+
+def _d(x: Tensor, size: int, alpha: float, k: float) -> Tensor:
+    return k + alpha * window_sum(x * x, size // 2, (size - 1) // 2)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -109,18 +131,26 @@ def _power(root: Tensor, beta: float, out: Tensor) -> Tensor:
     return torch.pow(root, 2 * beta, out=out)
 
 
-class _LRN(torch.autograd.Function):
-    """:func:`lrn_formula` and its gradient, a piece of the batch at a time, for dense ``x``. ``root`` is ``d**-0.5``.
+class _ImageByImage(torch.autograd.Function):
+    """Of tensors ``(B, C, ...)`` and constants, to a tuple of such tensors: ``vmap`` only makes the batch larger."""
 
-    With ``d = k + alpha * window_sum(x**2)`` the gradient is ::
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        def merged(arg: Any, dim: int | None) -> Any:
+            if not isinstance(arg, Tensor):
+                return arg
+            return (arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)).flatten(0, 1)
 
-        dx = grad * d**-beta - 2 * alpha * beta * x * window_sum'(grad * x * d**(-beta - 1))
+        outs = cls.apply(*map(merged, args, in_dims))
+        return tuple(o.unflatten(0, (info.batch_size, len(o) // info.batch_size)) for o in outs), (0,) * len(outs)
 
-    ``window_sum'`` is the transposed window: channel ``i`` reaches the channels in whose window it lies.
-    """
+
+class _LRN(_ImageByImage):
+    """:func:`lrn_formula`, a piece of the batch at a time; and ``root = d**-0.5``, which the gradient needs."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    def forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> tuple[Tensor, Tensor]:
+        x = x.contiguous(memory_format=_layout(x))
         before, channels = size // 2, x.shape[1]
         out, work = torch.empty_like(x), torch.promote_types(x.dtype, torch.float32)
         root = torch.empty_like(x, dtype=work)
@@ -142,18 +172,38 @@ class _LRN(torch.autograd.Function):
                 torch.mul(power, xs, out=out_rows[i : i + piece])
             else:
                 out_rows[i : i + piece] = power.mul_(xs)
-        ctx.save_for_backward(x, root)
-        ctx.constants = size, alpha, beta, k
-        return out
+        return out, root
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, *ctx.constants = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # no zeros for the root
+        ctx.save_for_backward(x, output[1])
+        ctx.save_for_forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None, None, None
         x, root = ctx.saved_tensors
-        size, alpha, beta, k = ctx.constants
         if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
-            out = lrn_formula(x, size, alpha, beta, k)
-            return *torch.autograd.grad(out, x, grad, create_graph=True), None, None, None, None
-        grad = grad.contiguous(memory_format=_layout(x))
+            return lrn_gradient(x, grad, *ctx.constants), None, None, None, None
+        return *_LRNGradient.apply(x, grad, root, *ctx.constants), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, None]:
+        (x,), (size, alpha, beta, k) = ctx.saved_tensors, ctx.constants
+        d, reached = _d(x, size, alpha, k), window_sum(x * tangent, size // 2, (size - 1) // 2)
+        return tangent * d.pow(-beta) - 2 * alpha * beta * x * d.pow(-beta - 1) * reached, None
+
+
+class _LRNGradient(_ImageByImage):
+    """:func:`lrn_gradient`, a piece of the batch at a time."""
+
+    @staticmethod
+    def forward(x: Tensor, grad: Tensor, root: Tensor, size: int, alpha: float, beta: float, k: float) -> tuple[Tensor]:
+        x, grad, root = (t.contiguous(memory_format=_layout(x)) for t in (x, grad, root))
         after, channels = (size - 1) // 2, x.shape[1]
         dx = torch.empty_like(x)
         x_rows, grad_rows, root_rows, dx_rows = _rows(x), _rows(grad), _rows(root), _rows(dx)
@@ -171,14 +221,20 @@ class _LRN(torch.autograd.Function):
                 torch.addcmul(first, xs, sums_[:, :channels], value=-2 * alpha * beta, out=dx_rows[i : i + piece])
             else:
                 dx_rows[i : i + piece] = first.addcmul_(xs, sums_[:, :channels], value=-2 * alpha * beta)
-        return dx, None, None, None, None
+        return (dx,)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor]) -> None:
+        """Nothing to keep: where this is differentiated, :func:`lrn_gradient` is called in its place."""
 
 
+@torch.fx.wrap  # one operation of a traced network
 def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
     """Normalise each activation by its neighbours' in the channel direction.
 
     ``b[i] = a[i] / (k + alpha * sum(a[j]**2))**beta``, the sum over the ``size`` channels ``j`` around ``i``, fewer at
-    the edges. Differentiable twice. Half-precision inputs are worked on in float32.
+    the edges. Differentiable as often as you like, with ``torch.func`` too. Half-precision inputs are worked on in
+    float32.
 
     Args:
         x: ``(B, C, ...)`` float, in any memory layout; ``B`` may be 0 and ``C`` may be below ``size``.
@@ -200,10 +256,9 @@ def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: floa
         raise ValueError(f"x: {tuple(x.shape)}, expected (B, C, ...) with a channel. Give the normalization one.")
     check(size >= 1, "size", size, "1 channel or more", "Choose one, such as 5")
     check(k > 0, "k", k, "a number above 0", "Choose one, such as 2")
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return lrn_formula(x, size, alpha, beta, k)
-    # Made dense out here, where autograd sees it.
-    out: Tensor = _LRN.apply(x.contiguous(memory_format=_layout(x)), size, alpha, beta, k)
+    out: Tensor = _LRN.apply(x, size, alpha, beta, k)[0]
     return out
 
 

@@ -1,10 +1,14 @@
 """The network held to the paper: parameter counts, the layer table of section 3.5, initialisation, and each switch."""
 
+import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, prune
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from lightning_modules.alexnet import AlexNet, conv1_size, smallest_image_size
 
@@ -171,7 +175,8 @@ def test_groups_do_not_see_each_other() -> None:
 def test_lrn_sits_after_the_relu_of_conv1_and_conv2() -> None:
     net = AlexNet(image_size=64, conv1_stride=2)
     inputs: list[Tensor] = []
-    net.norm.register_forward_hook(lambda _module, args, _output: inputs.append(args[0].clone()))
+    for norm in (net.norm1, net.norm2):
+        norm.register_forward_hook(lambda _module, args, _output: inputs.append(args[0].clone()))
     net(torch.randn(2, 3, 64, 64))
     assert [tuple(x.shape) for x in inputs] == [(2, 96, 28, 28), (2, 256, 14, 14)]
     assert all((x >= 0).all() for x in inputs)
@@ -236,3 +241,95 @@ def test_bad_arguments(argument: dict[str, object], message: str) -> None:
 def test_images_of_another_size() -> None:
     with pytest.raises(ValueError, match=r"^images: \(1, 3, 32, 32\), expected \(B, 3, 64, 64\)"):
         AlexNet(image_size=64, conv1_stride=2)(torch.zeros(1, 3, 32, 32))
+
+
+# ---- plain PyTorch ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def net() -> AlexNet:
+    torch.manual_seed(0)
+    return AlexNet(image_size=24, conv1_stride=2, init="he").eval()
+
+
+@pytest.fixture
+def two() -> Tensor:
+    return torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_checkpoint_s_keys() -> None:
+    with torch.device("meta"):
+        net = AlexNet()
+    assert list(net.state_dict()) == [f"{name}.{part}" for name in LAYERS for part in ("weight", "bias")]
+
+
+def test_each_module_is_used_once_and_none_in_place(net: AlexNet, two: Tensor) -> None:
+    """As DeepLift and other attributions ask."""
+    called: list[str] = []
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def keep(name: str, output: Tensor) -> None:
+        called.append(name)
+        kept.append((output, output.clone()))
+
+    for name, layer in net.named_children():
+        layer.register_forward_hook(lambda _module, _args, output, name=name: keep(name, output))
+    net(two)
+    expected = "conv1 relu1 norm1 pool1 conv2 relu2 norm2 pool2 conv3 relu3 conv4 relu4 conv5 relu5 pool5 "
+    assert called == (expected + "fc6 relu6 drop6 fc7 relu7 drop7 fc8").split()
+    assert all(torch.equal(output, before) for output, before in kept)
+
+
+def test_a_forward_hook_sees_conv1_before_the_relu(net: AlexNet, two: Tensor) -> None:
+    seen: list[Tensor] = []
+    net.conv1.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    net(two)
+    assert (seen[0] < 0).any()
+
+
+def test_a_full_backward_hook_on_conv5(net: AlexNet, two: Tensor) -> None:
+    seen: list[Tensor] = []
+    net.conv5.register_full_backward_hook(lambda _module, _grads_in, grads_out: seen.append(grads_out[0]))
+    net(two).sum().backward()
+    torch.testing.assert_close(seen[0].sum((0, 2, 3)), net.conv5.bias.grad)
+
+
+def test_torch_fx_and_create_feature_extractor(net: AlexNet, two: Tensor) -> None:
+    traced = torch.fx.symbolic_trace(net)
+    assert torch.equal(traced(two), net(two))
+    with pytest.raises(ValueError, match=r"^images: \(1, 3, 32, 32\), expected \(B, 3, 24, 24\)"):
+        traced(torch.zeros(1, 3, 32, 32))
+    features = create_feature_extractor(net, ["relu5", "fc7"])(two)
+    assert features["relu5"].shape == (2, 256, 2, 2)
+    assert torch.equal(features["fc7"].relu(), net.embed(two))
+
+
+@pytest.mark.filterwarnings("ignore")  # of every shape that is checked, and of being deprecated
+def test_torch_jit_trace_is_saved_and_takes_other_batches(net: AlexNet, two: Tensor, tmp_path: Path) -> None:
+    torch.jit.trace(net, two).save(str(tmp_path / "net.pt"))
+    images = torch.randn(5, 3, 24, 24)
+    torch.testing.assert_close(torch.jit.load(str(tmp_path / "net.pt"))(images), net(images), rtol=1e-4, atol=1e-5)
+
+
+def test_per_image_gradients_by_torch_func(net: AlexNet, two: Tensor) -> None:
+    def logit(image: Tensor) -> Tensor:
+        return net(image[None])[0, 3]
+
+    got = torch.func.vmap(torch.func.grad(logit))(two)
+    leaf = two.clone().requires_grad_()
+    net(leaf)[:, 3].sum().backward()
+    torch.testing.assert_close(got, leaf.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_export_and_compile(net: AlexNet, two: Tensor) -> None:
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    for other in (torch.export.export(net, (two,)).module(), compiled):
+        torch.testing.assert_close(other(two), net(two), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_flattened_and_pruned(net: AlexNet) -> None:
+    assert parameters_to_vector(net.parameters()).shape == (sum(p.numel() for p in net.parameters()),)
+    pruned = copy.deepcopy(net)
+    prune.global_unstructured([(pruned.conv2, "weight"), (pruned.fc6, "weight")], prune.L1Unstructured, amount=0.5)
+    zeros = sum(int((layer.weight == 0).sum()) for layer in (pruned.conv2, pruned.fc6))
+    assert zeros == (net.conv2.weight.numel() + net.fc6.weight.numel()) // 2

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, hessian, jacrev, jvp, vmap
 
 from lightning_modules.lrn import LocalResponseNorm, local_response_norm
 
@@ -149,3 +150,47 @@ def test_on_a_gpu() -> None:
 def test_refuses_what_it_cannot_normalise(shape: tuple[int, ...], change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="^(x|size|k): .*, expected"):
         local_response_norm(torch.zeros(shape), **{**TEXT, **change})
+
+
+def total(x: Tensor) -> Tensor:
+    return local_response_norm(x, **STRONG).square().sum()
+
+
+def written_total(x: Tensor) -> Tensor:
+    return nn.LocalResponseNorm(5, alpha=0.3 * 5, beta=0.75, k=2.0)(x).square().sum()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_torch_func_differentiates_image_by_image(memory_format: torch.memory_format) -> None:
+    x = images(4, 7, 3, 2).contiguous(memory_format=memory_format)
+    each = vmap(lambda image: total(image[None]))(x)
+    torch.testing.assert_close(each, torch.stack([written_total(image[None]) for image in x]))
+    for ours, theirs in ((grad(total), grad(written_total)), (jacrev(grad(total)), jacrev(grad(written_total)))):
+        torch.testing.assert_close(ours(x), theirs(x))
+        per_image = vmap(lambda image, ours=ours: ours(image[None]), in_dims=1, out_dims=1)(x.transpose(0, 1))
+        torch.testing.assert_close(per_image[:, 2], ours(x[2:3]))
+
+
+def test_torch_func_in_forward_mode_and_without_grad_mode() -> None:
+    x, tangent = images(2, 7, 3, 2), images(2, 7, 3, 2, scale=3)
+    got, expected = jvp(total, (x,), (tangent,)), jvp(written_total, (x,), (tangent,))
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(hessian(total)(x), hessian(written_total)(x))
+    function = nn.LocalResponseNorm(5, alpha=0.3 * 5, beta=0.75, k=2.0)
+    with torch.no_grad():
+        torch.testing.assert_close(jacrev(lambda x: local_response_norm(x, **STRONG))(x), jacrev(function)(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_differentiated_twice_and_traced_is_computed_in_float32(dtype: torch.dtype) -> None:
+    """In float16 300 has no square."""
+    x = torch.full((2, 5, 2, 2), 300.0).to(dtype)
+    expected = written_formula(x, **TEXT)
+    traced = torch.jit.trace(LocalResponseNorm(), (x,))
+    rtol = 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(traced(x).double(), expected, rtol=rtol, atol=0)
+    leaf = x.clone().requires_grad_()
+    (twice,) = torch.autograd.grad(local_response_norm(leaf, **TEXT).sum(), leaf, create_graph=True)
+    (once,) = torch.autograd.grad(local_response_norm(leaf, **TEXT).sum(), leaf)
+    assert once.isfinite().all()
+    torch.testing.assert_close(twice, once)
