@@ -36,8 +36,8 @@ class AlexNetClassifier(LightningModule):
         patience: Epochs without a better validation top-1 before ``plateau`` divides. The paper did it by hand.
         milestones: Epochs at which ``milestones`` divides.
         warmup: Part of the run over which ``one_cycle`` rises to ``lr``.
-        channels_last: Keep the weights, and so the activations, in the memory layout in which the convolutions are
-            fastest: a tenth of the step on a CPU; on a GPU with half precision the layout of its matrix units.
+        channels_last: Keep the activations in the memory layout in which the convolutions are fastest: a tenth of the
+            step on a CPU; on a GPU with half precision the layout of its matrix units. The weights stay contiguous.
         compile: Run the network through ``torch.compile``. Checkpoints are the same with and without.
         seed: Of dropout's masks, which are functions of (seed, epoch, batch, process).
         network: :class:`~lightning_modules.alexnet.AlexNet`'s arguments, with its defaults.
@@ -78,10 +78,12 @@ class AlexNetClassifier(LightningModule):
         self.lr, self.momentum, self.weight_decay, self.seed = lr, momentum, weight_decay, seed
         self.schedule, self.patience, self.milestones, self.warmup = schedule, patience, milestones or [30, 60], warmup
         self.net = AlexNet(**network)
-        if channels_last:
-            self.net.to(memory_format=torch.channels_last)
+        # The images' layout goes through all convolutions; as the weights' it would keep them from being flattened.
+        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         if compile:
             self.net.compile()  # in place: torch.compile(self.net) would change the checkpoint's keys
+        else:  # for the summary, which runs it in evaluation mode; one image would be compiled for by itself
+            self.example_input_array = torch.zeros(1, 3, self.net.image_size, self.net.image_size)
         classes = self.net.fc8.out_features
         self.train_accuracies, self.val_accuracies, self.test_accuracies = (
             _accuracies(classes, stage) for stage in get_args(Stage)
@@ -91,21 +93,28 @@ class AlexNetClassifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` of ``(B, 3, H, W)`` float images."""
-        return self.net(images)
+        return self.net(self._input(images))
 
     def embed(self, images: Tensor) -> Tensor:
         """fc7 activations ``(B, 4096)`` of ``(B, 3, H, W)`` float images (section 6.1)."""
-        return self.net.embed(images)
+        return self.net.embed(self._input(images))
+
+    def _input(self, images: Tensor) -> Tensor:
+        return images.to(self.dtype, memory_format=self.memory_format)
 
     def log_probabilities(self, images: Tensor) -> Tensor:
         """Log-probabilities ``(B, C)`` of ``(B, 3, H, W)`` images or of ``(B, crops, 3, H, W)`` views of them.
 
+        In float32 or better, whatever the network computes in.
+
         Several views are averaged after the softmax, as in section 4.1: "averaging the predictions made by the
         network's softmax layer on the ten patches".
         """
+        logits = self(images.flatten(0, -4))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if images.dim() == 4:
-            return F.log_softmax(self(images), dim=1)
-        views = self(images.flatten(0, 1)).unflatten(0, images.shape[:2])  # (B, crops, C)
+            return F.log_softmax(logits, dim=1)
+        views = logits.unflatten(0, images.shape[:2])  # (B, crops, C)
         return F.log_softmax(views, dim=2).logsumexp(1) - float(np.log(images.shape[1]))
 
     def model_step(self, batch: tuple[Tensor, Tensor], stage: Stage) -> dict[str, Tensor]:
@@ -119,6 +128,8 @@ class AlexNetClassifier(LightningModule):
         log_probabilities = self.log_probabilities(images)
         loss = F.nll_loss(log_probabilities, targets)
         accuracies, mean_loss = getattr(self, f"{stage}_accuracies"), getattr(self, f"{stage}_loss")
+        if mean_loss.dtype.itemsize < 4:
+            mean_loss.set_dtype(torch.float32)  # bf16-true takes it along, and bfloat16 counts no further than 256
         accuracies.update(log_probabilities.detach(), targets)
         mean_loss.update(loss.detach(), len(targets))
         self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True, batch_size=len(targets))
@@ -162,6 +173,12 @@ class AlexNetClassifier(LightningModule):
             cycle = OneCycleLR(sgd, self.lr, total_steps=steps, pct_start=self.warmup, cycle_momentum=False)
             return [sgd], [{"scheduler": cycle, "interval": "step"}]
         return sgd
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lay momentum out as the weights are: fused SGD reads both as they lie, and earlier runs' is channels_last."""
+        for optimizer in checkpoint.get("optimizer_states", []):
+            for state in optimizer["state"].values():
+                state.update({key: value.contiguous() for key, value in state.items() if isinstance(value, Tensor)})
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         """Leave ``plateau`` to ``on_train_epoch_end``: Lightning's turn comes when last.ckpt is already written."""

@@ -19,6 +19,7 @@ class SmallAlexNet(nn.Module):
         self, num_classes: int = 10, image_size: int = 24, conv1_stride: int = 4, groups: int = 2, init: str = "he"
     ) -> None:
         super().__init__()
+        self.image_size = image_size
         self.conv1 = nn.Conv2d(3, 8, 11, stride=4)  # (B, 8, 4, 4)
         self.conv2 = nn.Conv2d(8, 8, 3, groups=groups)  # (B, 8, 2, 2)
         self.fc7 = nn.Linear(32, 12)
