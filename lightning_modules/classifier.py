@@ -128,8 +128,9 @@ class AlexNetClassifier(LightningModule):
         log_probabilities = self.log_probabilities(images)
         loss = F.nll_loss(log_probabilities, targets)
         accuracies, mean_loss = getattr(self, f"{stage}_accuracies"), getattr(self, f"{stage}_loss")
-        if mean_loss.dtype.itemsize < 4:
-            mean_loss.set_dtype(torch.float32)  # bf16-true takes it along, and bfloat16 counts no further than 256
+        # bf16-true takes the mean along, whose dtype may not say so; and bfloat16 counts no further than 256.
+        if min(mean_loss.dtype.itemsize, mean_loss.mean_value.dtype.itemsize) < 4:
+            mean_loss.set_dtype(torch.float32)
         accuracies.update(log_probabilities.detach(), targets)
         mean_loss.update(loss.detach(), len(targets))
         self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True, batch_size=len(targets))

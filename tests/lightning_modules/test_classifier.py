@@ -1,11 +1,21 @@
 """The LightningModule: loss and metrics by hand, the paper's update rule in float64, schedules, dropout's numbers."""
 
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from helpers import TINY
+from helpers.small import small_net as small_net
+from helpers.small_net import events
 from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.model_summary import ModelSummary
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector, prune
 
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
@@ -158,6 +168,43 @@ def test_memory_layout_and_compile_change_neither_keys_nor_outputs() -> None:
                 torch.testing.assert_close(other(images), plain(images), rtol=1e-4, atol=1e-5)
 
 
+def test_weights_are_flattened_and_pruned_under_channels_last() -> None:
+    model = AlexNetClassifier(**TINY, channels_last=True)
+    layouts: list[bool] = []
+    model.net.conv2.register_forward_hook(
+        lambda _module, _args, output: layouts.append(output.is_contiguous(memory_format=torch.channels_last))
+    )
+    model(torch.randn(2, 3, 24, 24))
+    assert layouts == [True]
+    assert len(parameters_to_vector(model.parameters())) == sum(p.numel() for p in model.parameters())
+    prune.l1_unstructured(model.net.conv2, "weight", 0.5)
+    assert (model.net.conv2.weight == 0).float().mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_momentum_of_another_layout_goes_on_as_it_was() -> None:
+    """Fused SGD reads weights and momentum as they lie: channels_last beside contiguous would mix up the momentum."""
+    model = AlexNetClassifier(**TINY, init="he", schedule="constant")
+    optimizer = model.configure_optimizers()
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    weights = copy.deepcopy(model.state_dict())
+    after = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        saved = copy.deepcopy(optimizer.state_dict())
+        for state in saved["state"].values():
+            if state["momentum_buffer"].dim() == 4:
+                state["momentum_buffer"] = state["momentum_buffer"].contiguous(memory_format=layout)
+        checkpoint = {"state_dict": copy.deepcopy(weights), "optimizer_states": [saved]}
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"])
+        other = model.configure_optimizers()
+        other.load_state_dict(checkpoint["optimizer_states"][0])
+        other.step()
+        after.append(parameters_to_vector(model.parameters()).detach().clone())
+    assert torch.equal(*after)
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -176,3 +223,64 @@ def test_memory_layout_and_compile_change_neither_keys_nor_outputs() -> None:
 def test_bad_arguments(argument: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=rf"^{message}.*\. \S.*\.$"):
         AlexNetClassifier(**argument)
+
+
+def test_the_summary_shows_sizes_and_flops() -> None:
+    summary = ModelSummary(AlexNetClassifier(**TINY), max_depth=2)
+    sizes = dict(zip(summary.layer_names, summary.out_sizes, strict=True))
+    assert sizes["net"] == [1, 10]
+    assert sizes["net.conv1"] == [1, 96, 8, 8]
+    assert sizes["net.fc7"] == [1, 4096]
+    multiplications = {"net.conv1": 8 * 8 * 96 * 3 * 11 * 11, "net.fc7": 4096 * 4096}
+    for name, flops in multiplications.items():
+        assert sum(summary.flop_counts[name].values()) == 2 * flops
+
+
+def test_a_compiled_network_is_not_run_for_the_summary() -> None:
+    assert AlexNetClassifier(**TINY, compile=True).example_input_array is None
+
+
+@pytest.fixture
+def fitted(
+    one_step_an_epoch: CIFAR10DataModule, small_net: None, tmp_path: Path
+) -> Callable[..., tuple[AlexNetClassifier, Trainer]]:
+    def fit(model: dict[str, Any] | None = None, **trainer: Any) -> tuple[AlexNetClassifier, Trainer]:
+        torch.manual_seed(0)
+        classifier = AlexNetClassifier(image_size=24, schedule="constant", **(model or {}))
+        options = {"logger": False, "enable_model_summary": False, "max_epochs": 2} | trainer
+        run = Trainer(accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False, **options)
+        run.fit(classifier, one_step_an_epoch)
+        return classifier, run
+
+    return fit
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing warns of every shape that is checked, and of being deprecated
+def test_summary_and_graph_change_nothing_in_training(fitted: Callable[..., Any], tmp_path: Path) -> None:
+    plain, _ = fitted()
+    logger = TensorBoardLogger(str(tmp_path), name="", version="", log_graph=True)
+    shown, _ = fitted(enable_model_summary=True, logger=logger)
+    assert torch.equal(parameters_to_vector(shown.parameters()), parameters_to_vector(plain.parameters()))
+    assert any("conv2" in node.name for node in events(tmp_path).Graph().node)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "16-true", "bf16-mixed"])
+def test_any_precision_counts_and_averages_in_float32_or_better(fitted: Callable[..., Any], precision: str) -> None:
+    model, trainer = fitted(precision=precision)
+    steps = [model.log_probabilities(torch.zeros(shape)).dtype for shape in ((2, 3, 24, 24), (2, 10, 3, 24, 24))]
+    assert steps == [torch.float64 if precision == "64-true" else torch.float32] * 2
+    figures = {name: trainer.callback_metrics[name] for name in ("train/loss", "val/loss", "train/top1", "val/top1")}
+    assert {name: figure.dtype.itemsize >= 4 for name, figure in figures.items()} == dict.fromkeys(figures, True)
+    assert all(figures[name] == pytest.approx(2.3, abs=0.5) for name in ("train/loss", "val/loss"))
+
+
+def test_the_mean_loss_of_bf16_true_counts_beyond_256_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AlexNetClassifier(**TINY).to(torch.bfloat16)
+    monkeypatch.setattr(model, "log", lambda *_, **__: None)
+    monkeypatch.setattr(model, "log_dict", lambda *_, **__: None)
+    logits = torch.tensor([[3.0] + [0.0] * 9, [0.0] * 10] * 200)
+    monkeypatch.setattr(model, "forward", lambda images: logits[: len(images)].bfloat16())
+    targets = torch.zeros(400, dtype=torch.long)
+    for _ in range(3):
+        model.model_step((torch.zeros(400, 3, 24, 24), targets), "val")
+    assert model.val_loss.compute() == pytest.approx(float(F.cross_entropy(logits, targets)), rel=1e-5)
