@@ -7,8 +7,7 @@ import pytest
 import torch
 import yaml
 from helpers.small import SmallAlexNet
-from helpers.small_net import SmallNet, events, run, scalars, trainer_for
-from lightning.pytorch.loggers import TensorBoardLogger
+from helpers.small_net import SmallNet, events, run, scalars, to_tensorboard, trainer_for
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
@@ -52,9 +51,7 @@ def test_config_is_the_runs_file_or_the_settings(tmp_path: Path, datamodule: CIF
 
     run(tmp_path / "a", datamodule, Overview(), epochs=1)
     settings = yaml.safe_load(config(tmp_path / "a"))
-    assert settings["lr"] == 0.1
-    assert settings["subset_size"] == 100
-    assert settings["max_epochs"] == 1
+    assert (settings["lr"], settings["subset_size"], settings["max_epochs"]) == (0.1, 100, 1)
     (tmp_path / "b").mkdir()
     (tmp_path / "b/config.yaml").write_text("some: thing\n")
     run(tmp_path / "b", datamodule, Overview(), epochs=1)
@@ -63,9 +60,8 @@ def test_config_is_the_runs_file_or_the_settings(tmp_path: Path, datamodule: CIF
 
 def test_the_graph_is_the_networks(tmp_path: Path, datamodule: CIFAR10DataModule) -> None:
     run(tmp_path / "with", datamodule, Overview(), epochs=1)
-    nodes = [node.name for node in events(tmp_path / "with").Graph().node]
-    for layer in ("conv1", "conv2", "fc7", "fc8"):
-        assert any(layer in name for name in nodes)
+    nodes = " ".join(node.name for node in events(tmp_path / "with").Graph().node)
+    assert all(layer in nodes for layer in ("conv1", "conv2", "fc7", "fc8"))
     run(tmp_path / "without", datamodule, Overview(graph=False), epochs=1)
     assert not events(tmp_path / "without").Tags()["graph"]
 
@@ -96,31 +92,27 @@ def test_hparams_row_holds_the_settings_and_the_best_top1(tmp_path: Path, datamo
     experiment = metadata.parse_experiment_plugin_data(tags["_hparams_/experiment"])
     assert [info.name.tag for info in experiment.metric_infos] == ["hp/val_top1"]
     row = metadata.parse_session_start_info_plugin_data(tags["_hparams_/session_start_info"]).hparams
-    assert row["lr"].number_value == pytest.approx(0.1)
-    assert row["subset_size"].number_value == 100
+    numbers = {"lr": 0.1, "subset_size": 100, "max_epochs": 4}
+    assert {name: row[name].number_value for name in numbers} == pytest.approx(numbers)
     assert row["source"].string_value == "shapes10"
-    assert row["max_epochs"].number_value == 4
 
 
 def test_a_resumed_run_remembers_its_best(tmp_path: Path, datamodule: CIFAR10DataModule) -> None:
-    trainer = trainer_for(tmp_path / "a", Overview(), epochs=1)
-    trainer.fit(Scripted([0.7]), datamodule)
+    _, trainer = run(tmp_path / "a", datamodule, Overview(), model=Scripted([0.7]), epochs=1)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    trainer_for(tmp_path / "b", Overview(), epochs=2).fit(
-        Scripted([0.0, 0.4]), datamodule, ckpt_path=tmp_path / "a.ckpt"
-    )
+    run(tmp_path / "b", datamodule, Overview(), model=Scripted([0.0, 0.4]), ckpt_path=tmp_path / "a.ckpt")
     assert list(scalars(tmp_path / "b", "hp/val_top1").values()) == pytest.approx([0.7])
     # The callback itself starts anew with a new fit.
     callback = Overview()
-    trainer_for(tmp_path / "c", callback, epochs=1).fit(Scripted([0.7]), datamodule)
-    trainer_for(tmp_path / "d", callback, epochs=1).fit(Scripted([0.1]), datamodule)
+    for folder, best in (("c", 0.7), ("d", 0.1)):
+        run(tmp_path / folder, datamodule, callback, model=Scripted([best]), epochs=1)
     assert list(scalars(tmp_path / "d", "hp/val_top1").values()) == pytest.approx([0.1])
 
 
 def test_a_compiled_network_is_traced_as_it_was_written(tmp_path: Path) -> None:
     net = SmallAlexNet().eval()
     net.compile()
-    logger = TensorBoardLogger(str(tmp_path), name="", version="")
+    logger = to_tensorboard(tmp_path)
     with torch.no_grad():
         add_graph(logger, net, torch.rand(1, 3, 24, 24))
     logger.experiment.flush()

@@ -57,12 +57,11 @@ def test_nan_at_a_step(
 
     monkeypatch.setattr(AlexNetClassifier, "training_step", training_step)
     assert fit(*UNSEEN) == 3
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     good = CHECKPOINTS / "last.ckpt" if step > 4 else "none yet"
-    assert len(lines) == 1
-    assert f"at step {step} (epoch {(step - 1) // 4}), lr " in lines[0]
-    assert ("loss is nan" if where == "loss" else "gradient norm is ") in lines[0]
-    assert f"Last good checkpoint: {good}" in lines[0].replace(f"{Path().absolute()}/", "")
+    assert f"at step {step} (epoch {(step - 1) // 4}), lr " in line
+    assert ("loss is nan" if where == "loss" else "gradient norm is ") in line
+    assert f"Last good checkpoint: {good}" in line.replace(f"{Path().absolute()}/", "")
     assert stepped == list(range(step))
     assert every_file_is_finite() == (2 if step > 4 else 0)  # last and best
 

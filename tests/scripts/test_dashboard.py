@@ -21,15 +21,8 @@ from helpers.screenshots import (
 from PIL import Image
 
 RUN = Path("logs/alexnet-shapes10/version_0")
-PICTURES = {  # tag -> the newest of its files
-    "confusion/val": "confusion/val_epoch_002.png",
-    "confusion/test": "confusion/test_epoch_002.png",
-    "embedding/val": "embedding/val_epoch_002.png",
-    "filters/conv1": "conv1_filters/epoch_002.png",
-    "predictions/val": "predictions/val_epoch_002.png",
-    "predictions/test": "predictions/test_epoch_002.png",
-    "retrieval/test": "retrieval/test_epoch_002.png",
-}
+DRAWN = ("confusion/val", "confusion/test", "embedding/val", "predictions/val", "predictions/test", "retrieval/test")
+PICTURES = {tag: f"{tag}_epoch_002.png" for tag in DRAWN} | {"filters/conv1": "conv1_filters/epoch_002.png"}
 
 
 @pytest.mark.slow
