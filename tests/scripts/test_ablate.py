@@ -8,16 +8,16 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import ablate
 import pytest
 from ablation import plan
 from ablation.sweep import lock
-from helpers import ROOT
-from helpers.ablation import FAKE_FIT, SLOW_FIT, TINY, calls, checkpoints, summary, when
+from helpers.ablation import ABLATIONS, FAKE_FIT, SLOW_FIT, TINY, calls, checkpoints, complaint, status, summary, when
 
-ABLATIONS = ROOT / "configs" / "ablations"
+ONE = ["--seeds", "1", "--only", "tanh"]
 Sweep = Callable[..., int]
 
 
@@ -27,13 +27,7 @@ def sweep(monkeypatch: pytest.MonkeyPatch) -> Sweep:
     monkeypatch.setattr(plan, "FIT", FAKE_FIT)
     monkeypatch.setattr(ablate, "local_gpus", lambda flags, settings: [])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-
-    def run(*words: str) -> int:
-        with pytest.raises(SystemExit) as exit_:
-            ablate.main([*words])
-        return int(exit_.value.code or 0)
-
-    return run
+    return partial(status, ablate.main)
 
 
 def test_a_sweep(sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +73,7 @@ def test_a_sweep(sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 
 def test_one_more_variant_or_seed_leaves_the_others_alone(sweep: Sweep) -> None:
-    assert sweep("--seeds", "1", "--only", "tanh") == 0
+    assert sweep(*ONE) == 0
     calls()
     assert checkpoints() == {"baseline/seed0/version_0/checkpoints/best.ckpt"}  # ten_crops may come to want it
     assert sweep("--seeds", "2", "--only", "no_lrn") == 0
@@ -90,16 +84,16 @@ def test_one_more_variant_or_seed_leaves_the_others_alone(sweep: Sweep) -> None:
 
 
 def test_a_summary_that_was_deleted_is_made_anew(sweep: Sweep) -> None:
-    assert sweep("--seeds", "1", "--only", "tanh") == 0
+    assert sweep(*ONE) == 0
     calls()
     shutil.rmtree("results/ablations/tanh-seed0")
-    assert sweep("--seeds", "1", "--only", "tanh") == 0
+    assert sweep(*ONE) == 0
     assert [call["variant"] for call in calls()] == ["tanh"]
     assert summary("tanh-seed0")["resumed"] == 0
 
 
 def test_weights_that_are_gone_are_said(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep("--seeds", "1", "--only", "tanh") == 0
+    assert sweep(*ONE) == 0
     shutil.rmtree("logs")
     assert sweep("--seeds", "1", "--only", "ten_crops") == 1
     assert "failed: ten_crops seed 0: the baseline's best.ckpt is not there. Delete" in capsys.readouterr().err
@@ -108,7 +102,7 @@ def test_weights_that_are_gone_are_said(sweep: Sweep, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("change", ["config", "flags"])
 def test_a_changed_recipe_is_noticed(sweep: Sweep, capsys: pytest.CaptureFixture[str], change: str) -> None:
     Path("mine.yaml").write_text("model: {momentum: 0.8}\n")
-    words = ["--seeds", "1", "--only", "tanh", "--baseline", "mine.yaml"]
+    words = [*ONE, "--baseline", "mine.yaml"]
     assert sweep(*words) == 0
     Path("mine.yaml").write_text("# only a comment\nmodel:\n  momentum: 0.8\n")
     assert sweep(*words) == 0
@@ -119,11 +113,10 @@ def test_a_changed_recipe_is_noticed(sweep: Sweep, capsys: pytest.CaptureFixture
         words += ["--", "--model.momentum=0.7"]
     capsys.readouterr()
     assert sweep(*words) == 2
-    complaint = capsys.readouterr().err
-    assert complaint.count("\n") == 1
-    assert complaint.startswith("error: results/ablations/baseline-seed0/summary.json: another recipe (")
+    found = complaint(capsys)
+    assert found.startswith("error: results/ablations/baseline-seed0/summary.json: another recipe (")
     said = "model.momentum 0.8, now 0.7" if change == "config" else "flags none, now --model.momentum=0.7"
-    assert said in complaint
+    assert said in found
     assert calls() == []
     cut = words.index("--") if "--" in words else len(words)
     assert sweep(*words[:cut], "--redo", *words[cut:]) == 0
@@ -183,21 +176,20 @@ def test_stopped_and_gone_on_with(sweep: Sweep, capsys: pytest.CaptureFixture[st
 def test_killed_in_its_test(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     """last.ckpt is then the end of training, from which fit.py goes on to its test."""
     Path("killed-tanh-0").touch()
-    words = ["--seeds", "1", "--only", "tanh"]
-    assert sweep(*words) == 1
+    assert sweep(*ONE) == 1
     assert "exit status -9" in capsys.readouterr().err
     calls()
-    assert sweep(*words) == 0
+    assert sweep(*ONE) == 0
     assert "started: tanh seed 0, going on from logs/ablations/tanh/seed0/version_0" in capsys.readouterr().out
     assert [Path(call["words"][-1]).name for call in calls()] == ["last.ckpt"]
 
 
 def test_a_sweep_that_was_killed_collects_what_had_finished(sweep: Sweep) -> None:
-    assert sweep("--seeds", "1", "--only", "tanh") == 0
+    assert sweep(*ONE) == 0
     shutil.rmtree("results/ablations/tanh-seed0")
     Path("logs/ablations/tanh/seed0/collected").unlink()
     calls()
-    assert sweep("--seeds", "1", "--only", "tanh") == 0
+    assert sweep(*ONE) == 0
     assert calls() == []
     assert summary("tanh-seed0")["variant"] == "tanh"
 
@@ -207,13 +199,13 @@ def test_two_sweeps_at_once_are_refused(sweep: Sweep, capsys: pytest.CaptureFixt
     held = lock(Path("logs/ablations/.lock"))
     assert held is not None
     with held:
-        assert sweep("--seeds", "1", "--only", "tanh") == 2
+        assert sweep(*ONE) == 2
     assert "another ablate.py" in capsys.readouterr().err
     assert calls() == []
 
 
 def test_a_dry_run_lists_commands_and_starts_nothing(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep("--seeds", "1", "--only", "tanh", "--dry-run") == 0
+    assert sweep(*ONE, "--dry-run") == 0
     first, *listed = capsys.readouterr().out.splitlines()
     assert first == "2 runs, 0 of them done before, 2 to do"
     assert [words.rsplit("/", 1)[1] for words in listed] == [
@@ -258,10 +250,7 @@ def test_refusals_take_one_line(sweep: Sweep, capsys: pytest.CaptureFixture[str]
     Path("other").mkdir()
     Path("other/no_lrn.yaml").write_text("model: {lrn: false}\n")
     assert sweep(*words) == 2
-    complaint = capsys.readouterr().err
-    assert complaint.startswith("error: ")
-    assert complaint.count("\n") == 1
-    assert wrong in complaint
+    assert wrong in complaint(capsys)
     assert calls() == []
 
 
@@ -270,11 +259,9 @@ def test_a_damaged_summary_is_said(sweep: Sweep, capsys: pytest.CaptureFixture[s
     folder.mkdir(parents=True)
     for text, wrong in (("{", "can't be read"), ("{}", "has no variant")):
         (folder / "summary.json").write_text(text)
-        for words in (["--table"], ["--seeds", "1", "--only", "tanh"]):
+        for words in (["--table"], ONE):
             assert sweep(*words) == 2
-            complaint = capsys.readouterr().err
-            assert complaint.count("\n") == 1
-            assert f"tanh-seed0/summary.json: {wrong}" in complaint
+            assert f"tanh-seed0/summary.json: {wrong}" in complaint(capsys)
 
 
 def test_nothing_there_is_said(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,9 +277,7 @@ def test_real_runs_stopped_and_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> 
     words = ["--seeds", "1", "--jobs", "2", "--only", "tanh", "ten_crops", "--baseline", "base.yaml"]
 
     def sweep(out: str) -> int:
-        with pytest.raises(SystemExit) as exit_:
-            ablate.main([*words, "--out", out, "--", *TINY])
-        return int(exit_.value.code or 0)
+        return status(ablate.main, *words, "--out", out, "--", *TINY)
 
     assert sweep("whole") == 0
     tanh = Path("logs/stopped/tanh/seed0-shapes10/version_0/checkpoints/last.ckpt")

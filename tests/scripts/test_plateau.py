@@ -70,8 +70,7 @@ def test_figures_are_kept_and_taken_up(
 
     page = (tmp_path / "p.md").read_text()
     assert "| He's initialisation, biases 0 |" in page
-    assert page.startswith("before\n")
-    assert page.endswith("after\n")
+    assert (page[:7], page[-6:]) == ("before\n", "after\n")
 
     monkeypatch.setattr(plateau, "run", lambda *args, **kwargs: pytest.fail("trained again"))
     assert "| He's initialisation, biases 0 |" in call("--only", "he")

@@ -9,9 +9,8 @@ import pytest
 import yaml
 from ablation.claims import BASELINE, CLAIMS
 from ablation.plan import choose, flatten, plan, state_of
-from helpers import ROOT
+from helpers.ablation import ABLATIONS
 
-ABLATIONS = ROOT / "configs" / "ablations"
 CHANGES = {
     "no_lrn": {"model.lrn": False},
     "no_overlap": {"model.overlap_pooling": False},

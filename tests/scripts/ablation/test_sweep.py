@@ -20,10 +20,7 @@ import pytest
 from ablation import plan
 from ablation.plan import choose
 from ablation.sweep import environments, finished, local_gpus, lock, run_job
-from helpers import ROOT
-from helpers.ablation import FAKE_FIT, SLOW_FIT, TINY, when
-
-ABLATIONS = ROOT / "configs" / "ablations"
+from helpers.ablation import ABLATIONS, FAKE_FIT, SLOW_FIT, TINY, calls, status, summary, when
 
 
 def taken(slots: SimpleQueue[dict[str, str]]) -> list[dict[str, str]]:
@@ -159,16 +156,13 @@ def test_the_runs_of_a_worker_that_is_killed_go_on_elsewhere(
     ]
     when(lambda: all(path.exists() for path in last), lambda: kill_worker(workers[0]))
     words = ["--seeds", "1", "--scheduler", address(), "--only", "tanh", "ten_crops", "--baseline", "base.yaml"]
-    with pytest.raises(SystemExit) as exit_:
-        ablate.main([*words, "--", *TINY, "--trainer.max_epochs=8"])
-    assert exit_.value.code == 0, Path("worker1.log").read_text()
-    runs = {path.parent.name: json.loads(path.read_text()) for path in Path("results/ablations").glob("*/summary.json")}
-    assert runs.keys() == {"baseline-seed0", "tanh-seed0", "ten_crops-seed0"}
+    assert status(ablate.main, *words, "--", *TINY, "--trainer.max_epochs=8") == 0, Path("worker1.log").read_text()
+    runs = {name: summary(f"{name}-seed0") for name in ("baseline", "tanh", "ten_crops")}
     assert workers[0].poll() is not None
     assert Path("worker1.log").read_text().count(", going on from logs/ablations") == 1
     assert sorted(run["resumed"] for run in runs.values()) == [0, 0, 1]
     for name in ("baseline", "tanh"):
-        assert [entry["epoch"] for entry in runs[f"{name}-seed0"]["history"]] == list(range(1, 9))
+        assert [entry["epoch"] for entry in runs[name]["history"]] == list(range(1, 9))
 
 
 @pytest.mark.slow
@@ -182,25 +176,19 @@ def test_ctrl_c_has_a_cluster_s_runs_save_and_stop(
     Path("hang-baseline-0").touch()
     when(Path("hanging").exists, lambda: os.kill(os.getpid(), signal.SIGINT))
     words = ["--seeds", "1", "--scheduler", address(), "--only", "tanh"]
-    with pytest.raises(SystemExit) as exit_:
-        ablate.main(words)
-    assert exit_.value.code == 130
+    assert status(ablate.main, *words) == 130
     assert Path("logs/ablations/baseline/seed0/version_0/checkpoints/last.ckpt").read_text() == "half"
     assert "stopped: baseline seed 0" in capfd.readouterr().out
-    with pytest.raises(SystemExit) as exit_:
-        ablate.main(words)
-    assert exit_.value.code == 0
-    calls = [json.loads(line) for line in Path("calls.jsonl").read_text().splitlines()]
-    assert [(call["variant"], call["gpu"]) for call in calls] == [("baseline", "0"), ("baseline", "0"), ("tanh", "0")]
-    assert {call["threads"] for call in calls} == {None}  # not the 1 that Dask gives its workers
+    assert status(ablate.main, *words) == 0
+    made = calls()
+    assert [(call["variant"], call["gpu"]) for call in made] == [("baseline", "0"), ("baseline", "0"), ("tanh", "0")]
+    assert {call["threads"] for call in made} == {None}  # not the 1 that Dask gives its workers
 
 
 @pytest.mark.slow
 def test_a_cluster_that_does_not_answer_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("distributed")
-    with pytest.raises(SystemExit) as exit_:
-        ablate.main(["--scheduler", "tcp://127.0.0.1:1"])
-    assert exit_.value.code == 2
-    complaint = capsys.readouterr().err.strip().splitlines()[-1]
-    assert complaint.startswith("error: --scheduler: tcp://127.0.0.1:1 (")
-    assert complaint.endswith("expected Dask's, with a worker. Start both.")
+    assert status(ablate.main, "--scheduler", "tcp://127.0.0.1:1") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: --scheduler: tcp://127.0.0.1:1 (")
+    assert said.endswith("expected Dask's, with a worker. Start both.")
