@@ -28,6 +28,7 @@ from running.figures import duration, percent
 
 from ablation.claims import BASELINE
 from ablation.plan import Job, state_of
+from ablation.table import read_run
 from callbacks.checkpoints.files import sidecar, write_whole
 
 Slots = SimpleQueue[dict[str, str]]  # an environment for each run that may be at work on a machine
@@ -344,6 +345,8 @@ class Sweep:
         room = max(1, self.engine.room())
         named = {"variant": job.variant.name, "seed": job.seed, "command": job.shown_command}
         run = {"resumed": 0, "history": [], **summary, **named, **job.recipe, "jobs": room}
+        if job.variant.test_only:  # what was trained is the baseline's
+            run |= {key: read_run(job.baseline.summary)[key] for key in ("epochs", "images", "val_images")}
         write_whole(job.summary, json.dumps(run, indent=2) + "\n")
         (job.folder / COLLECTED).touch()
         self._clean(job)
