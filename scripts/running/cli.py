@@ -164,9 +164,9 @@ class ExperimentCLI(LightningCLI):
             return
         self.checkpoint = newest_run(self.config[name]) if ckpt_path == "last" else Checkpoint.read(Path(ckpt_path))
         run = run_settings(self.checkpoint, name)
+        if self.config[name].trainer.callbacks:  # the command's own, which `callbacks+` would only add to the run's
+            run.get("trainer", {}).pop("callbacks", None)
         self.config = parse(parser, [subcommand, "-c", yaml.safe_dump(run), *words])
-        callbacks = self.config[name].trainer.callbacks or []  # the run's, and the same again where the command has +=
-        self.config[name].trainer.callbacks = [c for i, c in enumerate(callbacks) if c not in callbacks[:i]] or None
         self.config[name].ckpt_path = None  # Lightning would let the checkpoint's settings override flags
         now = yaml.safe_load(parser.dump(self.config, skip_none=False, format="yaml"))[name]
         all_of_it = self.checkpoint.config and name == "fit"
