@@ -155,6 +155,10 @@ class AlexNetClassifier(LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         return self.model_step(batch, "test")
 
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Probabilities ``(B, C)`` of a batch's images."""
+        return self.log_probabilities(batch[0]).exp()
+
     def configure_optimizers(self) -> Any:
         fused = True
         with suppress(RuntimeError):  # there may be no trainer

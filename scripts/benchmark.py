@@ -101,8 +101,8 @@ def peak_memory(anew: bool = False) -> float:
     """The most that this process has held so far, in MB, or holds now if ``anew``; nan where there is no /proc."""
     try:
         if anew:
-            Path("/proc/self/clear_refs").write_text("5")
-        status = Path("/proc/self/status").read_text()
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return math.nan
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
@@ -461,7 +461,7 @@ def startup_rows(rounds: int = 3, **network: Any) -> list[Row]:
         return Lap(end - start)
 
     jobs = {
-        "`fit.py --help`": run(FIT, "--help"),
+        "`fit.py --help`": run(FIT, "fit", "--help"),
         "`fit.py` to the end of its first step": first_step,
         "imports": run("-c", "import torch, torchmetrics; from lightning.pytorch.cli import LightningCLI"),
     }

@@ -37,7 +37,7 @@ PURE = {
 
 def imports(path: Path) -> Iterator[tuple[str, str, str]]:
     """Module, name taken from it ("" for the module itself) and the name it gets, for every import in the file."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "", alias.asname or alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -137,6 +137,8 @@ def _put(source: Path, path: Path, digests: list[str]) -> None:
 
 
 def _write_digests(path: Path, digests: list[str]) -> None:
+    if path.name.startswith("hpc_ckpt_"):  # Lightning's under SLURM: it takes a file beside it for another of them
+        return
     write_whole(sidecar(path), "".join(f"{digest}  {path.name}\n" for digest in digests))
 
 

@@ -86,7 +86,7 @@ def delete_checkpoints(folder: Path, keep: Path | None = None) -> None:
 def lock(path: Path) -> IO[str] | None:
     """An open file that holds a lock; None where another process has it. Systems without ``flock`` do without."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a")
+    file = path.open("a", encoding="utf-8")
     with suppress(ModuleNotFoundError):
         import fcntl
 

@@ -14,6 +14,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from callbacks.base import run_folder
 from callbacks.checkpoints.files import write_whole
@@ -85,10 +86,10 @@ def report(trainer: Trainer, datamodule: CIFAR10DataModule, figures: dict[str, A
         "versions": versions("torch", "lightning"),
     }
     rows = table_rows(summary)
-    table = Table("", "", show_header=False, title=summary["data"])
+    table = Table("", "", show_header=False, title=Text(summary["data"]))
     for name, value in rows:
-        table.add_row(name, value)
-    console = Console()
+        table.add_row(Text(name), Text(value))
+    console = Console(markup=False, highlight=False)  # a folder may have brackets in its name
     console.print(table)
     if getattr(trainer, "fast_dev_run", False):
         return

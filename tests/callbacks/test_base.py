@@ -79,7 +79,7 @@ def test_switched_off_it_asks_for_nothing(tmp_path: Path, datamodule: CIFAR10Dat
 
 def test_every_logger_gets_the_values(tmp_path: Path, datamodule: CIFAR10DataModule) -> None:
     model, _ = run(tmp_path, datamodule, LargestWeight(0), logger=CSVLogger(str(tmp_path), name="run"))
-    with open(tmp_path / "run/version_0/metrics.csv") as file:
+    with open(tmp_path / "run/version_0/metrics.csv", encoding="utf-8") as file:
         values = [row["val/largest_weight"] for row in csv.DictReader(file) if row["val/largest_weight"]]
     largest = max(float(weights.detach().abs().max()) for weights in model.net.parameters())
     assert [float(value) for value in values][1:] == [pytest.approx(largest)]

@@ -65,13 +65,13 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> str:
 def calls() -> list[dict[str, Any]]:
     """What the stand-in for ``fit.py`` was called with since the last time."""
     path = Path("calls.jsonl")
-    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     path.unlink(missing_ok=True)
     return found
 
 
 def summary(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path(f"results/ablations/{name}/summary.json").read_text())
+    found: dict[str, Any] = json.loads(Path(f"results/ablations/{name}/summary.json").read_text(encoding="utf-8"))
     return found
 
 

@@ -25,7 +25,7 @@ def value(name: str) -> Any:
 
 variant, seed, ckpt = Path(value("-c")).stem, int(value("--seed_everything")), value("--ckpt_path")
 told = {"threads": os.environ.get("OMP_NUM_THREADS"), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
-with open("calls.jsonl", "a") as file:
+with open("calls.jsonl", "a", encoding="utf-8") as file:
     file.write(json.dumps({"variant": variant, "seed": seed, "words": words, **told}) + "\n")
 folder = Path(value("--trainer.logger.init_args.save_dir"), value("--trainer.logger.init_args.name"))
 before = len(list(folder.glob("version_*")))
@@ -51,7 +51,7 @@ def stop(signum: int, frame: Any) -> None:
 
 
 if words[0] == "test":
-    finish(test_top1=float(Path(ckpt).read_text()) + 0.02)
+    finish(test_top1=float(Path(ckpt).read_text(encoding="utf-8")) + 0.02)
     sys.exit()
 if asked("fail"):
     print("error: --model.lr: nothing comes of it.")
@@ -59,7 +59,7 @@ if asked("fail"):
 if asked("hang") and not ckpt:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    Path("hanging").write_text(str(os.getpid()))
+    Path("hanging").write_text(str(os.getpid()), encoding="utf-8")
     time.sleep(60)
     sys.exit(1)
 if asked("killed") and not ckpt:

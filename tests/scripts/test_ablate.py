@@ -55,7 +55,7 @@ def test_a_sweep(sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert crops["test_top1"] == pytest.approx(0.51 + 0.02)
     assert "val_top1" not in crops
     assert not checkpoints()
-    table = Path("results/ablations/table.md").read_text()
+    table = Path("results/ablations/table.md").read_text(encoding="utf-8")
     assert "| tanh | 3.1: ReLUs train faster than tanh | 2 |" in table
     assert "+2.00 ± 0.00" in table
     assert Path("results/ablations/curves.png").stat().st_size > 1000
@@ -68,7 +68,7 @@ def test_a_sweep(sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     for path in Path("results/ablations").glob("*.*"):
         path.unlink()
     assert sweep("--table") == 0
-    assert Path("results/ablations/table.md").read_text() == table
+    assert Path("results/ablations/table.md").read_text(encoding="utf-8") == table
     assert Path("results/ablations/curves.png").exists()
 
 
@@ -101,14 +101,14 @@ def test_weights_that_are_gone_are_said(sweep: Sweep, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("change", ["config", "flags"])
 def test_a_changed_recipe_is_noticed(sweep: Sweep, capsys: pytest.CaptureFixture[str], change: str) -> None:
-    Path("mine.yaml").write_text("model: {momentum: 0.8}\n")
+    Path("mine.yaml").write_text("model: {momentum: 0.8}\n", encoding="utf-8")
     words = [*ONE, "--baseline", "mine.yaml"]
     assert sweep(*words) == 0
-    Path("mine.yaml").write_text("# only a comment\nmodel:\n  momentum: 0.8\n")
+    Path("mine.yaml").write_text("# only a comment\nmodel:\n  momentum: 0.8\n", encoding="utf-8")
     assert sweep(*words) == 0
     assert len(calls()) == 2
     if change == "config":
-        Path("mine.yaml").write_text("model: {momentum: 0.7}\n")
+        Path("mine.yaml").write_text("model: {momentum: 0.7}\n", encoding="utf-8")
     else:
         words += ["--", "--model.momentum=0.7"]
     capsys.readouterr()
@@ -134,7 +134,9 @@ def test_a_run_that_fails(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> N
     )
     assert capsys.readouterr().err.splitlines() == [line, "1 of 4 runs failed:", line]
     assert summary("tanh-seed1")
-    assert "| tanh | 3.1: ReLUs train faster than tanh | 1 |" in Path("results/ablations/table.md").read_text()
+    assert "| tanh | 3.1: ReLUs train faster than tanh | 1 |" in Path("results/ablations/table.md").read_text(
+        encoding="utf-8"
+    )
     Path("fail-tanh-0").unlink()
     calls()
     assert sweep(*words) == 0
@@ -158,7 +160,7 @@ def test_stopped_and_gone_on_with(sweep: Sweep, capsys: pytest.CaptureFixture[st
     words = ["--seeds", "1", "--jobs", "2", "--only", "tanh", "no_lrn", "ten_crops"]
     assert sweep(*words) == 128 + signum
     assert signal.getsignal(signum) is handler
-    assert "baseline" in Path("results/ablations/table.md").read_text()
+    assert "baseline" in Path("results/ablations/table.md").read_text(encoding="utf-8")
     captured = capsys.readouterr()
     assert "stopped: tanh seed 0" in captured.out
     assert "the same command goes on with them" in captured.err
@@ -244,11 +246,11 @@ def test_how_long_the_rest_will_take_is_said(sweep: Sweep, capsys: pytest.Captur
     ],
 )
 def test_refusals_take_one_line(sweep: Sweep, capsys: pytest.CaptureFixture[str], words: list[str], wrong: str) -> None:
-    Path("list.yaml").write_text("- 1\n")
-    Path("broken.yaml").write_text("a: [\n")
+    Path("list.yaml").write_text("- 1\n", encoding="utf-8")
+    Path("broken.yaml").write_text("a: [\n", encoding="utf-8")
     Path("a-file").touch()
     Path("other").mkdir()
-    Path("other/no_lrn.yaml").write_text("model: {lrn: false}\n")
+    Path("other/no_lrn.yaml").write_text("model: {lrn: false}\n", encoding="utf-8")
     assert sweep(*words) == 2
     assert wrong in complaint(capsys)
     assert calls() == []
@@ -273,7 +275,7 @@ def test_nothing_there_is_said(sweep: Sweep, capsys: pytest.CaptureFixture[str])
 def test_real_runs_stopped_and_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """fit.py in processes of its own: a sweep that was stopped keeps what one that was not does, to the last digit."""
     monkeypatch.setattr(plan, "FIT", SLOW_FIT)
-    Path("base.yaml").write_text((ABLATIONS / "baseline.yaml").read_text().split("\nmodel:")[0])
+    Path("base.yaml").write_text((ABLATIONS / "baseline.yaml").read_text().split("\nmodel:")[0], encoding="utf-8")
     words = ["--seeds", "1", "--jobs", "2", "--only", "tanh", "ten_crops", "--baseline", "base.yaml"]
 
     def sweep(out: str) -> int:
@@ -285,17 +287,19 @@ def test_real_runs_stopped_and_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> 
     assert sweep("stopped") == 143
     assert sweep("stopped") == 0
     for name in ("baseline-seed0", "tanh-seed0", "ten_crops-seed0"):
-        whole, stopped = (json.loads(Path(out, name, "summary.json").read_text()) for out in ("whole", "stopped"))
+        whole, stopped = (
+            json.loads(Path(out, name, "summary.json").read_text(encoding="utf-8")) for out in ("whole", "stopped")
+        )
         for key in ("train_top1", "val_top1", "test_top1", "test_top5", "test_loss"):
             if key != "train_top1":  # of the epoch's rest where it went on within one
                 assert whole.get(key) == stopped.get(key), (name, key)
         for measure in ("val_top1", "val_loss"):
             curves = [[entry.get(measure) for entry in run["history"]] for run in (whole, stopped)]
             assert curves[0] == curves[1], (name, measure)
-    whole = json.loads(Path("whole/tanh-seed0/summary.json").read_text())
+    whole = json.loads(Path("whole/tanh-seed0/summary.json").read_text(encoding="utf-8"))
     assert [entry["epoch"] for entry in whole["history"] if "train_top1" in entry] == [1, 2, 3]
     assert whole["data"].startswith("shapes10")
-    assert json.loads(Path("stopped/tanh-seed0/summary.json").read_text())["resumed"] == 1
-    ten = json.loads(Path("whole/ten_crops-seed0/summary.json").read_text())
+    assert json.loads(Path("stopped/tanh-seed0/summary.json").read_text(encoding="utf-8"))["resumed"] == 1
+    ten = json.loads(Path("whole/ten_crops-seed0/summary.json").read_text(encoding="utf-8"))
     assert math.isfinite(ten["test_loss"])
     assert not list(Path("logs").rglob("*.ckpt"))

@@ -184,7 +184,7 @@ def test_the_table_and_the_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr(benchmark, "apart", at_home)
     main(["--only", "lrn", "--quick", "--json", "out.json"])
     assert "nn.LocalResponseNorm" in capsys.readouterr().out
-    contents = json.loads(Path("out.json").read_text())
+    contents = json.loads(Path("out.json").read_text(encoding="utf-8"))
     assert contents["quick"] is True
     assert {"date", "processor", "cores", "threads", "load", "system", "versions"} <= set(contents["machine"])
     assert [row["section"] for row in contents["rows"]] == ["lrn"] * 4

@@ -110,7 +110,9 @@ def test_callbacks_only_look(fit: Fit) -> None:
 )
 def test_one_switch_for_all_that_looks(fit: Fit, words: str, seen: set[str]) -> None:
     """And a single one's own, which wins whichever it says; what came of it is in the run's config."""
-    Path("some.yaml").write_text("".join(f"{key}: {{enabled: {key == 'overview'}}}\n" for key in LOOKS))
+    Path("some.yaml").write_text(
+        "".join(f"{key}: {{enabled: {key == 'overview'}}}\n" for key in LOOKS), encoding="utf-8"
+    )
     assert fit(*words.split(), "--trainer.max_epochs", "1") == 0
     config = yaml.safe_load((RUN / "config.yaml").read_text())
     assert {key for key in LOOKS if config[key]["enabled"]} == seen
@@ -127,8 +129,8 @@ def test_the_seed_decides(fit: Fit) -> None:
 
 
 def test_configs_and_flags_override_from_left_to_right(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("one.yaml").write_text("model: {lr: 0.5, momentum: 0.1}\n")
-    Path("two.yaml").write_text("model: {lr: 0.25}\ndata: {batch_size: 7}\n")
+    Path("one.yaml").write_text("model: {lr: 0.5, momentum: 0.1}\n", encoding="utf-8")
+    Path("two.yaml").write_text("model: {lr: 0.25}\ndata: {batch_size: 7}\n", encoding="utf-8")
     words = "-c one.yaml -c two.yaml --data.batch_size 9 --model.image_size 48 --seed_everything 4 --print_config"
     assert fit(*words.split(), small=False) == 0
     config = yaml.safe_load(capsys.readouterr().out)
@@ -143,10 +145,10 @@ CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_is_understood(fit: Fit, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("-c", str(config), "--print_config", small=False) == 0
-    assert config.read_text().startswith("# ")
+    assert config.read_text(encoding="utf-8").startswith("# ")
     if config.parent.name == "configs":  # the ablations are ablate.py's
         words = "" if config.stem == "default" else f" -c configs/{config.name}"
-        assert f"python scripts/fit.py{words}" in config.read_text()
+        assert f"python scripts/fit.py{words}" in config.read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("small_net")
@@ -289,8 +291,8 @@ class Evil:
 def bad_files() -> None:
     Path("empty").mkdir()
     Path("empty.ckpt").touch()
-    Path("broken.yaml").write_text("model: [1\n data: {")
-    Path("list.yaml").write_text("- 1\n- 2\n")
+    Path("broken.yaml").write_text("model: [1\n data: {", encoding="utf-8")
+    Path("list.yaml").write_text("- 1\n- 2\n", encoding="utf-8")
     Path("junk.ckpt").write_bytes(b"\xff\xfenot a checkpoint" * 10)
     torch.save({"state_dict": Evil()}, "evil.ckpt")
     torch.save({"epoch": 3}, "bare.ckpt")

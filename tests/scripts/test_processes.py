@@ -132,7 +132,7 @@ def test_30_epochs_leave_nothing_behind(fit: Callable[..., int], monkeypatch: py
 
     def on_train_epoch_start(self: AlexNetClassifier) -> None:
         original(self)
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
         memory.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
         files.append(len(list(Path("/proc/self/fd").iterdir())))
 

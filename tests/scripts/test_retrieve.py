@@ -230,7 +230,7 @@ def trained(fit: Fit, small_net: None, capsys: pytest.CaptureFixture[str]) -> CI
 
 def retrieved(*words: str) -> list[dict[str, str]]:
     retrieve.main(["--ckpt_path", str(CKPT), *words])
-    with Path("retrieval.csv").open(newline="") as file:
+    with Path("retrieval.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -331,7 +331,7 @@ def test_a_cache_that_can_not_be_written_is_done_without(
     trained: CIFAR10DataModule, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(trained.images_in("test")[0][0], "a.png")
-    Path("logs/alexnet-shapes10/version_0/retrieval_cache").write_text("a file in its place")
+    Path("logs/alexnet-shapes10/version_0/retrieval_cache").write_text("a file in its place", encoding="utf-8")
     assert len(retrieved("--query", "a.png")) == 6
     assert "the next time takes as long" in capsys.readouterr().err
 
@@ -400,10 +400,10 @@ def test_refusals_take_one_line(
     trained: CIFAR10DataModule, capsys: pytest.CaptureFixture[str], words: list[str], wrong: str
 ) -> None:
     save(trained.images_in("test")[0][0], "a.png")
-    Path("text.png").write_text("text")
+    Path("text.png").write_text("text", encoding="utf-8")
     Path("empty").mkdir()
     Path("bad").mkdir()
-    Path("bad/a.png").write_text("text")
+    Path("bad/a.png").write_text("text", encoding="utf-8")
     checkpoint = torch.load(CKPT, weights_only=True)
     torch.save({**checkpoint, "CIFAR10DataModule": None}, "other.ckpt")
     newer = {**checkpoint["hyper_parameters"], "warp": 9}

@@ -25,7 +25,7 @@ def a_summary(seed: int, top1: float, command: str = "python scripts/fit.py fit"
 def write(name: str, summary: dict[str, Any]) -> None:
     path = Path("results", name, "summary.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(summary))
+    path.write_text(json.dumps(summary), encoding="utf-8")
 
 
 def run(*words: str) -> int:
@@ -44,12 +44,12 @@ def test_a_recipe_s_runs_make_one_row(capsys: pytest.CaptureFixture[str]) -> Non
     write("quick", a_summary(0, 0.6, quick, data="shapes10 (drawn by this project; not CIFAR-10)", images=2000))
     write("more", a_summary(1, 0.8, "python scripts/fit.py fit -c configs/full.yaml --model.lr 0.1", images=45000))
     write("ablations/tanh-seed0", a_summary(0, 0.1))  # of another table
-    Path("README.md").write_text(README)
+    Path("README.md").write_text(README, encoding="utf-8")
     assert run("--check") == 1
     assert "README.md" in capsys.readouterr().err
-    assert Path("README.md").read_text() == README
+    assert Path("README.md").read_text(encoding="utf-8") == README
     assert run() == 0
-    text = Path("README.md").read_text()
+    text = Path("README.md").read_text(encoding="utf-8")
     assert text.startswith("# Title\n\n<!-- results -->\n| recipe | data |")
     assert text.endswith("|\n<!-- /results -->\n\nThe end.\n")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
@@ -64,19 +64,19 @@ def test_a_recipe_s_runs_make_one_row(capsys: pytest.CaptureFixture[str]) -> Non
     assert {len(row) for row in rows} == {9}
     assert run("--check") == 0
     assert run() == 0
-    assert Path("README.md").read_text() == text
+    assert Path("README.md").read_text(encoding="utf-8") == text
 
 
 def test_the_ablations_table_comes_where_its_markers_are(capsys: pytest.CaptureFixture[str]) -> None:
     write("default", a_summary(0, 0.5))
-    Path("README.md").write_text(f"{README}<!-- ablations -->\n<!-- /ablations -->\n")
+    Path("README.md").write_text(f"{README}<!-- ablations -->\n<!-- /ablations -->\n", encoding="utf-8")
     assert run() == 2
     assert "error: results/ablations: no runs." in capsys.readouterr().err
     for seed in range(2):
         write(f"ablations/baseline-seed{seed}", a_run("baseline", seed, 0.5))
         write(f"ablations/no_lrn-seed{seed}", a_run("no_lrn", seed, 0.4))
     assert run() == 0
-    assert "| no_lrn | 3.3: LRN helps | 2 |" in Path("README.md").read_text()
+    assert "| no_lrn | 3.3: LRN helps | 2 |" in Path("README.md").read_text(encoding="utf-8")
     assert run("--check") == 0
     stray = a_run("tanh", 0)
     stray["settings"]["model.lr"] = 9
@@ -87,7 +87,7 @@ def test_the_ablations_table_comes_where_its_markers_are(capsys: pytest.CaptureF
 
 def test_the_benchmark_s_table_comes_where_its_markers_are(capsys: pytest.CaptureFixture[str]) -> None:
     write("default", a_summary(0, 0.5))
-    Path("README.md").write_text(f"{README}<!-- benchmark -->\n<!-- /benchmark -->\n")
+    Path("README.md").write_text(f"{README}<!-- benchmark -->\n<!-- /benchmark -->\n", encoding="utf-8")
     assert run() == 2
     assert "error: results/benchmark.json: No such file" in capsys.readouterr().err
     machine = {"processor": "EPYC", "cores": 2, "versions": {"torch": "2.14.1"}}
@@ -98,13 +98,13 @@ def test_the_benchmark_s_table_comes_where_its_markers_are(capsys: pytest.Captur
         {"what": "input", "ours": 55920.3, "unit": "images/s", "peer": 2534.4, "against": "theirs", "ratio": 22.06},
     ]
     figures = Path("results/benchmark.json")
-    figures.write_text(json.dumps({"machine": machine, "quick": True, "rows": rows}))
+    figures.write_text(json.dumps({"machine": machine, "quick": True, "rows": rows}), encoding="utf-8")
     assert run() == 2
     assert "error: results/benchmark.json: of toy sizes" in capsys.readouterr().err
-    figures.write_text(json.dumps({"machine": machine, "quick": False, "rows": rows}))
+    figures.write_text(json.dumps({"machine": machine, "quick": False, "rows": rows}), encoding="utf-8")
     assert run("--check") == 1
     assert run() == 0
-    written = Path("README.md").read_text().partition("<!-- benchmark -->\n")[2]
+    written = Path("README.md").read_text(encoding="utf-8").partition("<!-- benchmark -->\n")[2]
     assert written.splitlines()[2:6] == [
         "| step | 3.80 s | 8.98 s, plain | 2.4 |",
         "| input | 55,900 images/s | 2,530 images/s, theirs | 22 |",
@@ -142,7 +142,7 @@ def test_markers_are_needed_once(text: str, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(ValueError, match="needs one <!-- results -->"):
         between(text, "results", "")
     write("default", a_summary(0, 0.5))
-    Path("README.md").write_text(text)
+    Path("README.md").write_text(text, encoding="utf-8")
     assert run() == 2
     assert complaint(capsys).startswith("error: README.md: needs one")
 
@@ -162,8 +162,8 @@ def test_markers_are_needed_once(text: str, capsys: pytest.CaptureFixture[str]) 
 def test_figures_that_can_not_be_used(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     write("default", a_summary(0, 0.5))
     if text:
-        Path("README.md").write_text(README)
+        Path("README.md").write_text(README, encoding="utf-8")
         write("b", {})
-        Path("results/b/summary.json").write_text(text)
+        Path("results/b/summary.json").write_text(text, encoding="utf-8")
     assert run() == 2
     assert complaint(capsys).startswith(f"error: {message}")

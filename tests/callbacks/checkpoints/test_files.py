@@ -77,6 +77,15 @@ def test_what_is_written_is_read() -> None:
     assert not previous(best).exists()  # weights alone are not gone on from
 
 
+def test_nothing_lies_beside_a_requeued_job_s_checkpoint() -> None:
+    """Under SLURM Lightning numbers them by the names in the folder, and stumbles over any other."""
+    path = PATH.with_name("hpc_ckpt_1.ckpt")
+    for step in (1, 2):
+        DurableCheckpointIO().save_checkpoint(checkpoint(step), path)
+    assert [file.name for file in path.parent.iterdir()] == ["hpc_ckpt_1.ckpt"]
+    assert intact(path) == (path, None)
+
+
 def test_sha256sum_reads_it() -> None:
     digest = write_checkpoint(checkpoint(1), PATH)
     assert sidecar(PATH).read_text() == f"{hashlib.sha256(PATH.read_bytes()).hexdigest()}  last.ckpt\n"

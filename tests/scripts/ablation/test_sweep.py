@@ -90,14 +90,14 @@ def test_a_run_saves_and_stops_when_its_worker_is_killed_and_the_next_one_waits_
     Path("deaf-baseline-0").touch()
     script = ALONE.format(path=sys.path, fit=str(FAKE_FIT), baseline=str(ABLATIONS / "baseline.yaml"))
     with subprocess.Popen([sys.executable, "-c", script]) as worker:
-        until(lambda: Path("hanging").exists() and Path("hanging").read_text())
+        until(lambda: Path("hanging").exists() and Path("hanging").read_text(encoding="utf-8"))
         worker.kill()
     assert lock(Path("logs/baseline/.seed0.lock")) is None  # it takes a second to save
     assert finished(job.folder) is None
     summary = run_job(job, Path.cwd(), environments(1, [], os.environ))
     assert summary is not None
     assert summary["resumed"] == 1
-    assert Path("logs/baseline/seed0/version_0/checkpoints/last.ckpt").read_text() == "half"
+    assert Path("logs/baseline/seed0/version_0/checkpoints/last.ckpt").read_text(encoding="utf-8") == "half"
 
 
 # ---- Dask ----------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def kill_worker(nanny: subprocess.Popen[bytes]) -> None:
 
 
 def address() -> str:
-    found: str = json.loads(Path("scheduler.json").read_text())["address"]
+    found: str = json.loads(Path("scheduler.json").read_text(encoding="utf-8"))["address"]
     return found
 
 
@@ -150,16 +150,18 @@ def test_the_runs_of_a_worker_that_is_killed_go_on_elsewhere(
 ) -> None:
     monkeypatch.setattr(plan, "FIT", SLOW_FIT)
     workers = [cluster("worker", f"worker{i}", "--nthreads", "1") for i in range(2)]
-    Path("base.yaml").write_text((ABLATIONS / "baseline.yaml").read_text().split("\nmodel:")[0])
+    Path("base.yaml").write_text((ABLATIONS / "baseline.yaml").read_text().split("\nmodel:")[0], encoding="utf-8")
     last = [
         Path(f"logs/ablations/{name}/seed0-shapes10/version_0/checkpoints/last.ckpt") for name in ("baseline", "tanh")
     ]
     when(lambda: all(path.exists() for path in last), lambda: kill_worker(workers[0]))
     words = ["--seeds", "1", "--scheduler", address(), "--only", "tanh", "ten_crops", "--baseline", "base.yaml"]
-    assert status(ablate.main, *words, "--", *TINY, "--trainer.max_epochs=8") == 0, Path("worker1.log").read_text()
+    assert status(ablate.main, *words, "--", *TINY, "--trainer.max_epochs=8") == 0, Path("worker1.log").read_text(
+        encoding="utf-8"
+    )
     runs = {name: summary(f"{name}-seed0") for name in ("baseline", "tanh", "ten_crops")}
     assert workers[0].poll() is not None
-    assert Path("worker1.log").read_text().count(", going on from logs/ablations") == 1
+    assert Path("worker1.log").read_text(encoding="utf-8").count(", going on from logs/ablations") == 1
     assert sorted(run["resumed"] for run in runs.values()) == [0, 0, 1]
     for name in ("baseline", "tanh"):
         assert [entry["epoch"] for entry in runs[name]["history"]] == list(range(1, 9))
@@ -177,7 +179,7 @@ def test_ctrl_c_has_a_cluster_s_runs_save_and_stop(
     when(Path("hanging").exists, lambda: os.kill(os.getpid(), signal.SIGINT))
     words = ["--seeds", "1", "--scheduler", address(), "--only", "tanh"]
     assert status(ablate.main, *words) == 130
-    assert Path("logs/ablations/baseline/seed0/version_0/checkpoints/last.ckpt").read_text() == "half"
+    assert Path("logs/ablations/baseline/seed0/version_0/checkpoints/last.ckpt").read_text(encoding="utf-8") == "half"
     assert "stopped: baseline seed 0" in capfd.readouterr().out
     assert status(ablate.main, *words) == 0
     made = calls()

@@ -108,14 +108,14 @@ trainer:
 
 def test_two_loggers_are_named_and_found(fit: Fit, stopped: Callable[..., None]) -> None:
     """A run on shapes10 says so in both; its checkpoints lie with the first. Another run's are not taken."""
-    Path("two.yaml").write_text(TWO)
+    Path("two.yaml").write_text(TWO, encoding="utf-8")
     assert fit(*UNSEEN, "--trainer.logger=false", "--trainer.default_root_dir=.", "--trainer.max_epochs=1") == 0
     stopped("-c", "two.yaml")
     last = Path("lists/a-shapes10/version_0/checkpoints/last.ckpt")
     assert last.is_file()
     assert Path("boards/b-shapes10/version_0").is_dir()
     assert fit("-c", "two.yaml", "--ckpt_path", "last", small=False) == 0
-    assert json.loads(Path("lists/a-shapes10/version_1/summary.json").read_text())["resumed"] == 1
+    assert json.loads(Path("lists/a-shapes10/version_1/summary.json").read_text(encoding="utf-8"))["resumed"] == 1
     assert Path("boards/b-shapes10/version_1").is_dir()
 
 
@@ -139,7 +139,8 @@ def test_the_home_folder(fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     Path("home.yaml").write_text(
         "trainer: {logger: {class_path: TensorBoardLogger, init_args: {save_dir: ~/logs, name: n}}, "
         "callbacks: {class_path: ModelCheckpoint, init_args: {dirpath: ~/more, every_n_epochs: 2}}}\n"
-        "best_checkpoint: {dirpath: ~/best}\n"
+        "best_checkpoint: {dirpath: ~/best}\n",
+        encoding="utf-8",
     )
     assert fit(*UNSEEN, "-c", "home.yaml", "--data.root=~/data") == 0
     home = tmp_path / "home"
