@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import yaml
 from lightning import Trainer
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -251,7 +251,9 @@ class ExperimentCLI(LightningCLI):
             plugins.append(DurableCheckpointIO(read))
         # First: at the end of training signals stop at once again, before callbacks take their time to look.
         self.history = RunHistory()
-        first = [StopAndResume(), StopOnDivergence(), self.history]
+        first: list[Callback] = [StopAndResume(), StopOnDivergence(), self.history]
+        if chosen.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in callbacks):
+            first.append(ModelSummary(max_depth=2))  # the network's layers too
         return super().instantiate_trainer(callbacks=[*first, *callbacks], plugins=plugins, **kwargs)
 
 
