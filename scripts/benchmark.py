@@ -432,14 +432,15 @@ def retrieval_rows(
     settings: dict[str, Any] = {"queries": queries, "gallery": gallery, "width": width, "k": k, "keep": False}
     laps = take_turns({method: apart(make_search, method=method, **settings) for method in ("ours", *peers)}, rounds)
     places, distances = laps["ours"].value
-    rows = []
+    what = f"retrieval, {queries:,} x {gallery:,} x {width}, k = {k}"
+    rows = [] if peers else [row(what, laps["ours"].seconds, "s")]
     for package in peers:
         pair = {"ours": laps["ours"], PEERS[package]: laps[package]}
         peer_places, peer_distances = laps[package].value
         # Sorted: where a peer's rounding swaps two neighbours, its later place holds the nearer one.
         no_farther = distances <= np.sort(peer_distances, axis=1) * (1 + 1e-9)
         rows += [
-            *versus(f"retrieval, {queries:,} x {gallery:,} x {width}, k = {k}", "s", pair, lambda lap: lap.seconds),
+            *versus(what, "s", pair, lambda lap: lap.seconds),
             *versus("its memory above the inputs", "MB", pair, lambda lap: max(lap.taken, 1.0)),
             row("  places with the peer's very neighbour", 100 * float((places == peer_places).mean()), "%"),
             row("  places no farther than the peer's, in float64", 100 * float(no_farther.mean()), "%"),

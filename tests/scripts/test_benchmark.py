@@ -191,13 +191,15 @@ def test_the_table_and_the_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert set(contents["rows"][0]) == {"section", "what", "ours", "peer", "unit", "ratio", "against"}
 
 
-def test_retrieval_without_its_peers_is_said(
+def test_retrieval_without_its_peers_is_said_and_ours_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(benchmark, "apart", at_home)
     main(["--only", "retrieval", "--quick"])
-    assert "pip install -e '.[benchmark]'" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "pip install -e '.[benchmark]'" in said.err
+    assert "retrieval, 20 x 100" in said.out
 
 
 @pytest.mark.parametrize(
