@@ -69,7 +69,7 @@ def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
 
 def model_checkpoints(trainer: Trainer, resumable: bool = False) -> list[ModelCheckpoint]:
     """A run's checkpoint callbacks; with ``resumable`` those that keep all it takes to go on."""
-    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    callbacks = callbacks_of(trainer, ModelCheckpoint)
     return [callback for callback in callbacks if not (resumable and callback.save_weights_only)]
 
 

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateFinder, LearningRateMonitor, Timer
 
-from callbacks.base import tensorboards
-from callbacks.stop_and_resume import model_checkpoints
+from callbacks.base import run_folder, tensorboards
+from callbacks.stop_and_resume import callbacks_of, model_checkpoints
 from datamodules import CIFAR10DataModule
 from datamodules.sources import count_overlap
 from lightning_modules import AlexNetClassifier
@@ -29,7 +29,7 @@ def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassif
     epochs, every, interval = trainer.max_epochs, trainer.check_val_every_n_epoch, trainer.val_check_interval
     plateau, monitors = model.schedule == "plateau", _monitors(trainer)
     endless = (epochs or -1) < 0 and trainer.max_steps < 0
-    timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # --trainer.max_time
+    timed = callbacks_of(trainer, Timer)  # --trainer.max_time
     batches = batches_an_epoch(trainer, datamodule)
     known = all(map(_is_known, trainer.callbacks))
     unknown = next((f"{flag}: {what!r}" for flag, what in monitors if known and what not in METRICS), None)
@@ -93,7 +93,7 @@ def _misfits(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifi
     """What does not go together, or does nothing, by what to say of it."""
     kinds = (LearningRateMonitor, DeviceStatsMonitor)
     loggers = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, kinds)]
-    finder = any(isinstance(callback, LearningRateFinder) for callback in trainer.callbacks)
+    finder = bool(callbacks_of(trainer, LearningRateFinder))
     classes, names = model.net.fc8.out_features, len(datamodule.class_names)
     started = int(os.environ.get("WORLD_SIZE") or 1)
     return {
@@ -132,7 +132,7 @@ def check_nothing_in_the_way(trainer: Any, trains: bool, resumed: Path | None) -
     Raises:
         ValueError: With a line that names the file.
     """
-    folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process takes part
+    folder = run_folder(trainer)  # a broadcast: every process takes part
     if trainer.fast_dev_run or not trainer.is_global_zero:
         return
     checkpoints = [
