@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -37,16 +39,31 @@ Kind = TypeVar("Kind", bound=Callback)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+def signals() -> tuple[signal.Signals, ...]:
+    """What asks a run to stop; under SLURM also its warning before the time is up (``--signal=SIGUSR1@90``)."""
+    return (*SIGNALS, signal.SIGUSR1) if slurm_job() else SIGNALS
+
+
+def slurm_job() -> str | None:
+    """What tells a SLURM job's command from all others, also when the job is queued again; None outside one."""
+    job = SLURMEnvironment.job_id() if SLURMEnvironment.detect() else None
+    return None if job is None else "_".join(["job", str(job), *filter(None, [os.environ.get("SLURM_STEP_ID")])])
+
+
 class Stopped(SystemExit):
     """The end of a process that a signal asked to stop: exit status 143 for SIGTERM, 130 for SIGINT."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
+        self.signum = signum
 
 
 @contextmanager
 def exit_status_of_signals() -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C end the process at once with 143 and 130, as shells expect; for around a whole run."""
+    """Let SIGTERM and Ctrl-C end the process at once with 143 and 130, as shells expect; for around a whole run.
+
+    A SLURM job whose time is up is queued again. Lightning would save at once, within a batch as it may be.
+    """
 
     def stop(signum: int, frame: FrameType | None) -> NoReturn:
         raise Stopped(signum)
@@ -54,9 +71,13 @@ def exit_status_of_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {signum: signal.signal(signum, stop) for signum in SIGNALS}
+    before = {signum: signal.signal(signum, stop) for signum in signals()}
     try:
         yield
+    except Stopped as stopped:
+        if stopped.signum not in SIGNALS:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+        raise
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
@@ -140,7 +161,7 @@ class StopAndResume(Callback):
         """From here on there is something to save: signals wait for the end of their batch."""
         self._signum, self._between = None, True
         if threading.current_thread() is threading.main_thread():
-            self._before = {signum: signal.signal(signum, self._ask) for signum in SIGNALS}
+            self._before = {signum: signal.signal(signum, self._ask) for signum in signals()}
         done = batches_done(trainer) if self._resumed else 0
         if done:
             loader = cast(Any, trainer.train_dataloader)

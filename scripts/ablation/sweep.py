@@ -185,6 +185,7 @@ def environments(count: int, gpus: Sequence[str], base: Mapping[str, str]) -> Sl
     """For each of ``count`` runs at a time a GPU, or its share of the cores unless the user says how many threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     slots: Slots = SimpleQueue()
+    base = {name: value for name, value in base.items() if name != "SLURM_NTASKS"}  # no run is a job by itself
     for place in range(count):
         gpu = {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}
         threads = {} if gpus else {"OMP_NUM_THREADS": str(max(1, cores // count))}

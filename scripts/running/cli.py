@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,10 +20,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instant
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import LOOKS
-from callbacks.checkpoints.files import CheckpointError, NotFiniteError
+from callbacks.checkpoints.files import CheckpointError, NotFiniteError, write_whole
 from callbacks.checkpoints.io import DurableCheckpointIO
 from callbacks.run_history import RunHistory
-from callbacks.stop_and_resume import StopAndResume
+from callbacks.stop_and_resume import StopAndResume, slurm_job
 from callbacks.stop_on_divergence import StopOnDivergence, account
 from datamodules import CIFAR10DataModule, sources
 from lightning_modules import AlexNetClassifier
@@ -37,6 +37,7 @@ from running.settings import (
     name_stand_in,
     overridden,
     run_settings,
+    settle_job,
     settle_places,
     stand_in_name,
     without_effect,
@@ -101,6 +102,10 @@ class FitParser(LightningArgumentParser):
         flag = {AlexNetClassifier: "model", CIFAR10DataModule: "data"}.get(class_type)
         super().add_instantiator(under_flag(flag, instantiator) if flag else instantiator, class_type, *args, **kwargs)
 
+    def save(self, cfg: Any, path: Any, *args: Any, skip_none: bool = True, **kwargs: Any) -> None:
+        """As UTF-8: jsonargparse writes, and reads, in what the system takes for its encoding."""
+        write_whole(Path(path), self.dump(cfg, skip_none=skip_none))
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """A misspelt key, a value of the wrong type, a missing config file."""
         message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
@@ -157,7 +162,7 @@ class ExperimentCLI(LightningCLI):
         if not 0 <= self.config[name].seed_everything < 2**32:  # what numpy takes
             seed = self.config[name].seed_everything
             refuse(f"--seed_everything: {seed} is out of range. Choose 0 to {2**32 - 1}.")
-        ckpt_path = self.config[name].ckpt_path
+        ckpt_path = self.config[name].ckpt_path or requeued(self.config[name], name)
         if ckpt_path is None:
             if name != "fit":
                 refuse(f"--ckpt_path: `{name}` without a checkpoint would score random weights. Name a .ckpt file.")
@@ -264,11 +269,13 @@ def parse(parser: LightningArgumentParser, words: list[str]) -> Any:
     except UnicodeDecodeError as error:
         refuse(f"--config: {error}. Give a YAML file.")
     settle_places(config[config.subcommand])
+    settle_job(config[config.subcommand])
     return config
 
 
 def found_configs(words: Sequence[str]) -> list[str]:
-    """The command line with its configs found, also from another folder, and empty ones left to say nothing."""
+    """The command line with its configs found, also from another folder; empty ones say nothing, others say in ASCII
+    what they hold in UTF-8, whatever the system takes for its encoding."""
     found = list(words)
     for place, word in enumerate(words):
         flag, equals, value = word.partition("=")
@@ -276,24 +283,40 @@ def found_configs(words: Sequence[str]) -> list[str]:
             continue
         given = Path(value if equals else words[place + 1]).expanduser()
         path = given if given.exists() or not (CONFIGS.parent / given).is_file() else CONFIGS.parent / given
-        empty = path.is_file() and not path.read_bytes().strip()
-        value = "{}" if empty else str(path) if path != given else value if equals else words[place + 1]
+        value = str(path) if path != given else value if equals else words[place + 1]
+        with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # which the parser will find too
+            contents = path.read_bytes()
+            says = yaml.safe_load(contents.decode())
+            if says is None or not contents.isascii():
+                value = yaml.safe_dump(says or {})
         found[place + (not equals)] = f"{flag}={value}" if equals else value
     return found
 
 
+def requeued(config: Any, subcommand: str) -> Path | None:
+    """Where a SLURM job that was queued again goes on."""
+    job = slurm_job() if subcommand == "fit" else None
+    places = last_checkpoints(config)[0] if job else []
+    return next((path for path in places if job in path.parts and path.is_file()), None)
+
+
 def newest_run(config: Any) -> Checkpoint:
     """The newest whole ``last.ckpt`` of the newest run where these settings put it, with or without ``-shapes10``."""
+    return Checkpoint.newest(*last_checkpoints(config))
+
+
+def last_checkpoints(config: Any) -> tuple[list[Path], str]:
+    """Where the ``last.ckpt`` of runs with these settings may be, and in words where they were looked for."""
     dirpath, filename = config.last_checkpoint.dirpath, f"{config.last_checkpoint.filename or 'last'}.ckpt"
     if dirpath:
-        return Checkpoint.newest([Path(dirpath) / filename], f"{dirpath}/")
+        return [Path(dirpath) / filename], f"{dirpath}/"
     root = Path(config.trainer.get("default_root_dir") or ".")
     with one_line_errors():
         loggers = [instantiate_class((), logger.as_dict()) for logger in logger_configs(config)]
     if not loggers:  # without a logger there are no versions
-        return Checkpoint.newest([root / "checkpoints" / filename], f"{root}/")
+        return [root / "checkpoints" / filename], f"{root}/"
     # Where ModelCheckpoint puts them: under the first logger's name and version.
     folder = Path(loggers[0].save_dir or root) / str(loggers[0].name)
     folders = folder, folder.with_name(stand_in_name(folder.name))
     places = [run / "checkpoints" / filename for place in folders for run in place.glob("*")]
-    return Checkpoint.newest(places, " or ".join(f"{place}/" for place in dict.fromkeys(folders)))
+    return places, " or ".join(f"{place}/" for place in dict.fromkeys(folders))

@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from callbacks import LOOKS
+from callbacks.stop_and_resume import slurm_job
 from running.checkpoint import Checkpoint
 from running.errors import refuse
 
@@ -42,6 +43,17 @@ def logger_configs(config: Any) -> list[Any]:
         logger = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=arguments)
         config.trainer.logger = logger
     return [one for one in (logger if isinstance(logger, list) else [logger]) if hasattr(one, "init_args")]
+
+
+def settle_job(config: Any) -> None:
+    """Give a SLURM job's run a folder by the job's number, where it finds its checkpoint when it is queued again."""
+    if job := slurm_job():
+        # Not the folder itself: Lightning would take the newest file there that any job left to be queued again.
+        root = Path(config.trainer.get("default_root_dir") or ".")
+        config.trainer.default_root_dir = str(root if root.name == job else root / job)
+        for logger in logger_configs(config):
+            if "version" in logger.init_args and logger.init_args.version is None:
+                logger.init_args.version = job
 
 
 def stand_in_name(name: str) -> str:

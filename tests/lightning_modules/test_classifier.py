@@ -284,3 +284,19 @@ def test_the_mean_loss_of_bf16_true_counts_beyond_256_images(monkeypatch: pytest
     for _ in range(3):
         model.model_step((torch.zeros(400, 3, 24, 24), targets), "val")
     assert model.val_loss.compute() == pytest.approx(float(F.cross_entropy(logits, targets)), rel=1e-5)
+
+
+@pytest.mark.parametrize("crops", [1, 10])
+def test_predict_gives_the_test_images_probabilities_in_order(datamodule: CIFAR10DataModule, crops: int) -> None:
+    """Of ten crops the mean of the softmax (section 4.1), as the test itself has it."""
+    datamodule.test_crops = crops
+    model = AlexNetClassifier(**TINY)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    found = torch.cat([torch.as_tensor(part) for part in trainer.predict(model, datamodule) or []])
+    views = torch.cat([images for images, _ in datamodule.predict_dataloader()]).view(60, crops, 3, 24, 24)
+    with torch.no_grad():
+        expected = torch.stack([model.net.eval()(views[:, i]).softmax(1) for i in range(crops)]).mean(0)
+    torch.testing.assert_close(found, expected)
+    targets = datamodule.images_in("test")[1]
+    (metrics,) = trainer.test(model, datamodule, verbose=False)
+    assert metrics["test/top1"] == pytest.approx((found.argmax(1) == targets).float().mean().item())

@@ -139,6 +139,22 @@ def test_configs_and_flags_override_from_left_to_right(fit: Fit, capsys: pytest.
     assert "image_size" not in config["data"]  # it is the model's
 
 
+@pytest.mark.parametrize("text", ["", " \n", "# nothing yet\n", "# rién\n"])
+def test_a_config_without_values_says_nothing(fit: Fit, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    Path("empty.yaml").write_text(text, encoding="utf-8")
+    assert fit("-c", "empty.yaml", "--print_config", small=False) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_epochs"] == 10
+
+
+def test_a_config_is_also_looked_for_beside_the_project(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    """From whatever folder; one's own of that name comes first."""
+    for epochs in (24, 7):
+        assert fit("--config=configs/full.yaml", "--print_config", small=False) == 0
+        assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_epochs"] == epochs
+        Path("configs").mkdir(exist_ok=True)
+        Path("configs/full.yaml").write_text("trainer: {max_epochs: 7}\n", encoding="utf-8")
+
+
 CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
 
 

@@ -49,7 +49,7 @@ def test_each_gpu_takes_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_cores_are_shared_but_threads_that_the_user_chose_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
     assert taken(environments(2, [], {})) == [{"OMP_NUM_THREADS": "3"}] * 2
-    assert taken(environments(2, [], {"OMP_NUM_THREADS": "7"})) == [{"OMP_NUM_THREADS": "7"}] * 2
+    assert taken(environments(2, [], {"OMP_NUM_THREADS": "7", "SLURM_NTASKS": "1"})) == [{"OMP_NUM_THREADS": "7"}] * 2
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -158,3 +159,33 @@ def test_another_working_folder_and_an_empty_file(fit: Fit, capsys: pytest.Captu
     Path("empty.yaml").touch()
     assert fit("-c", "configs/quickstart.yaml", "--config=empty.yaml", "--print_config", small=False) == 0
     assert yaml.safe_load(capsys.readouterr().out)["data"]["source"] == "auto"
+
+
+@pytest.fixture
+def cp1252(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system whose text files are in cp1252 unless a program says otherwise, as Windows' are."""
+    original = io.open
+
+    def of_windows(
+        file: Any, mode: str = "r", buffering: int = -1, encoding: str | None = None, *rest: Any, **named: Any
+    ) -> Any:
+        implicit = "b" not in mode and encoding in (None, "locale")
+        return original(file, mode, buffering, "cp1252" if implicit else encoding, *rest, **named)
+
+    monkeypatch.setattr(io, "open", of_windows)
+    monkeypatch.setattr("builtins.open", of_windows)
+
+
+@pytest.mark.usefixtures("cp1252")
+def test_an_accent_in_a_path_where_text_is_cp1252(fit: Fit, stopped: Callable[..., None]) -> None:
+    """In a config that the user wrote in UTF-8, in the one that the run keeps, and in what comes of it."""
+    config = {"trainer": {"logger": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "été"}}}}
+    Path("é.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    stopped("-c", "é.yaml", "--trainer.max_epochs=3", "--trainer.logger.init_args.name=ça")
+    run = Path("été/ça-shapes10/version_0")
+    assert (run / "checkpoints/last.ckpt").is_file()
+    assert fit("--ckpt_path", str(run / "checkpoints/last.ckpt"), small=False) == 0
+    found = json.loads((run.with_name("version_1") / "summary.json").read_text(encoding="utf-8"))
+    assert (found["epochs"], found["resumed"]) == (3, 1)
+    assert "été" in (run.with_name("version_1") / "config.yaml").read_text(encoding="utf-8")
+    assert "été" in (run.with_name("version_1") / "summary.md").read_text(encoding="utf-8")
