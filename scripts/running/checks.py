@@ -95,16 +95,27 @@ def _misfits(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifi
     loggers = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, kinds)]
     finder = bool(callbacks_of(trainer, LearningRateFinder))
     classes, names = model.net.fc8.out_features, len(datamodule.class_names)
-    started = int(os.environ.get("WORLD_SIZE") or 1)
     return {
         "--trainer.callbacks: LearningRateFinder sets a rate that one_cycle does not heed. Choose another "
         "--model.schedule, or leave it out.": finder and model.schedule == "one_cycle",
         f"--trainer.callbacks: {', '.join(loggers)} without a logger has nowhere to write. Set --trainer.logger "
         "true, or leave it out.": bool(loggers) and not trainer.loggers,
         f"--model.num_classes: {classes}, but the images are of {names} classes. Choose {names}.": classes < names,
-        f"--trainer.devices: {trainer.world_size} in all, but {started} processes were started (WORLD_SIZE), each of "
-        f"which would train by itself. Set --trainer.devices {started}, or start one.": started > trainer.world_size,
     }
+
+
+def check_processes(trainer: Any) -> None:
+    """Refuse processes that were started together and know nothing of each other.
+
+    Raises:
+        ValueError: With a line that names the flag.
+    """
+    started = int(os.environ.get("WORLD_SIZE") or 1)
+    if started > trainer.world_size:
+        raise ValueError(
+            f"--trainer.devices: {trainer.world_size} in all, but {started} processes were started (WORLD_SIZE), each "
+            f"of which would do it all. Set --trainer.devices {started}, or start one."
+        )
 
 
 def batches_an_epoch(trainer: Any, datamodule: CIFAR10DataModule, stage: Stage = "train") -> int:

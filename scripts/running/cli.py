@@ -28,7 +28,7 @@ from callbacks.stop_on_divergence import StopOnDivergence, account
 from datamodules import CIFAR10DataModule, sources
 from lightning_modules import AlexNetClassifier
 from running.checkpoint import Checkpoint
-from running.checks import check_nothing_in_the_way
+from running.checks import check_nothing_in_the_way, check_processes
 from running.errors import argument_errors, flagged, refuse
 from running.flags import HELP, nearest
 from running.memory import keep_memory
@@ -239,9 +239,10 @@ class ExperimentCLI(LightningCLI):
                 ) from error
 
     def after_instantiate_classes(self) -> None:
-        """Refuse to write over an earlier run, which Lightning does but for its config."""
+        """Refuse what processes would do to each other's files, or to an earlier run's."""
         trains = self.subcommand == "fit"
         with one_line_errors():
+            check_processes(self.trainer)
             check_nothing_in_the_way(self.trainer, trains, self.checkpoint.path if self.checkpoint and trains else None)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

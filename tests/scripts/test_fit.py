@@ -334,12 +334,15 @@ def test_a_logger_whose_package_is_missing(refused: Callable[..., str]) -> None:
     assert "--trainer: MLFlowLogger needs mlflow, which is not there" in refused("--trainer.logger=MLFlowLogger")
 
 
+@pytest.mark.usefixtures("small_net")
 def test_processes_that_know_nothing_of_each_other(
-    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    fit: Fit, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``torchrun --nproc_per_node 2`` without ``--trainer.devices 2``."""
+    """``torchrun --nproc_per_node 2`` without ``--trainer.devices 2``, to train or to test."""
+    assert fit("--looks=false", "--trainer.max_epochs=1") == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "--trainer.devices: 1 in all, but 2 processes" in refused()
+    for words in ([], ["test", "--ckpt_path=last"], ["validate", "--ckpt_path=last"]):
+        assert "--trainer.devices: 1 in all, but 2 processes" in refused(*words)
 
 
 @pytest.mark.usefixtures("small_net")
