@@ -180,8 +180,21 @@ class AlexNetClassifier(LightningModule):
         return sgd
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lay momentum out as the weights are: fused SGD reads both as they lie, and earlier runs' is channels_last."""
+        """Have a run that goes on heed its own settings, and lay momentum out as the weights are.
+
+        A schedule that is another, or has another rate, begins here. Fused SGD reads momentum and weights as they lie,
+        and earlier runs' momentum is channels_last.
+        """
+        before, ours = checkpoint.get("hyper_parameters", {}), {"momentum": self.momentum}
+        ours["weight_decay"] = self.weight_decay
+        if any(before.get(name, now) != now for name, now in (("lr", self.lr), ("schedule", self.schedule))):
+            ours |= {"lr": self.lr, "initial_lr": self.lr}
+            checkpoint["lr_schedulers"] = []
+        for schedule in checkpoint.get("lr_schedulers", []):
+            schedule.update({"patience": self.patience} if "patience" in schedule else {})
         for optimizer in checkpoint.get("optimizer_states", []):
+            for group in optimizer["param_groups"]:
+                group.update(ours)
             for state in optimizer["state"].values():
                 state.update({key: value.contiguous() for key, value in state.items() if isinstance(value, Tensor)})
 

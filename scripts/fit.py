@@ -62,7 +62,7 @@ class FitCLI(ExperimentCLI):
             check_run(trainer, datamodule, model)
             if self.checkpoint is not None:
                 self.checkpoint.check_fits(model)
-                check_resume(self.checkpoint, trainer, datamodule)
+                check_resume(self.checkpoint, trainer, datamodule, model)
             check_folders(trainer)
         announce_data(trainer, datamodule)
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, batches_an_epoch(trainer, datamodule))

@@ -19,6 +19,7 @@ import yaml
 from callbacks.checkpoints.files import DamagedCheckpointError, open_intact, previous
 from callbacks.checkpoints.progress import epochs_and_batches, trained_epochs
 from datamodules import CIFAR10DataModule
+from lightning_modules import AlexNetClassifier
 from running.checks import batches_an_epoch
 from running.errors import refuse
 
@@ -145,7 +146,7 @@ class Checkpoint:
                 )
 
 
-def check_resume(checkpoint: Checkpoint, trainer: Any, datamodule: CIFAR10DataModule) -> None:
+def check_resume(checkpoint: Checkpoint, trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifier) -> None:
     """Refuse to go on from a checkpoint where that can't come to the unbroken run's end."""
     epochs, done, steps = checkpoint.progress
     if checkpoint.statistics and any(
@@ -171,7 +172,7 @@ def check_resume(checkpoint: Checkpoint, trainer: Any, datamodule: CIFAR10DataMo
             f"--data.batch_size: {datamodule.batch_size}, but {path} was stopped within an epoch of batches of "
             f"{batch_size}. Leave it as it was."
         )
-    for schedule in checkpoint.contents.get("lr_schedulers", []):
+    for schedule in checkpoint.contents.get("lr_schedulers", []) if model.schedule == "one_cycle" else []:
         left = steps_left(trainer, batches_an_epoch(trainer, datamodule), epochs, done, steps)
         if "total_steps" in schedule and schedule["last_epoch"] + left > schedule["total_steps"]:
             refuse(

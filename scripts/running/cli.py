@@ -33,6 +33,7 @@ from running.errors import argument_errors, flagged, refuse
 from running.flags import HELP, nearest
 from running.memory import keep_memory
 from running.settings import (
+    check_schedule,
     logger_configs,
     name_stand_in,
     overridden,
@@ -40,7 +41,6 @@ from running.settings import (
     settle_job,
     settle_places,
     stand_in_name,
-    without_effect,
 )
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -182,10 +182,8 @@ class ExperimentCLI(LightningCLI):
         )
         changes = overridden(run, now)
         if name == "fit":
-            for key, (was, _) in without_effect(changes).items():
-                self.config[name][key] = was
-                print(f"--{key}: has no effect, the optimiser and its schedule go on with {was}", file=sys.stderr)
-                del changes[key]
+            with one_line_errors():
+                check_schedule(changes, now["model"]["schedule"])
         listed = ", ".join(f"--{key} {value} (was {was})" for key, (was, value) in changes.items())
         print(f"{said}; overridden: {listed}" if listed else f"{said}; -c and flags override them")
 

@@ -15,8 +15,6 @@ from running.errors import refuse
 
 PLACES = {"root", "ckpt_path", "save_dir", "default_root_dir", "dirpath"}  # settings that name a file or folder
 STAND_IN = "-shapes10"  # ends the name of a run on the stand-in
-# What the optimiser's and the schedule's own states decide in a run that goes on.
-OF_OPTIMISER, OF_SCHEDULE = {"lr", "momentum", "weight_decay"}, {"patience", "milestones", "warmup"}
 
 
 # ---- places and loggers ------------------------------------------------------------------------------------
@@ -99,10 +97,16 @@ def overridden(run: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tupl
     return {key: (was, present[key]) for key, was in leaves(run) if key in present and present[key] != was}
 
 
-def without_effect(changes: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
-    """Those changes that a run which goes on does not heed: the optimiser's and the schedule's states come back."""
-    deaf = OF_OPTIMISER if "model.schedule" in changes else OF_OPTIMISER | OF_SCHEDULE
-    return {key: change for key, change in changes.items() if key.removeprefix("model.") in deaf}
+def check_schedule(changes: Mapping[str, tuple[Any, Any]], schedule: str) -> None:
+    """Refuse what a schedule that is laid out from a run's first step can't heed any more.
+
+    Raises:
+        ValueError: With a line that names the flag.
+    """
+    remedy = "Leave it as it was, or choose --model.schedule constant or plateau, which begin where the run goes on."
+    for name in ("schedule", "lr", "warmup", "milestones") if schedule in ("one_cycle", "milestones") else ():
+        if change := changes.get(f"model.{name}"):
+            raise ValueError(f"--model.{name}: {change[1]}, but the run that goes on began with {change[0]}. {remedy}")
 
 
 def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
