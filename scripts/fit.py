@@ -9,6 +9,7 @@ tensorboard --logdir logs --samples_per_plugin images=200
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -17,10 +18,13 @@ from running.averaging import save_average, take_average
 from running.checkpoint import check_resume
 from running.checks import announce_data, batches_an_epoch, check_folders, check_run
 from running.cli import ExperimentCLI, one_line_errors, one_line_failures
+from running.errors import refuse
 from running.report import measured, report, summarise_fit
 
 from callbacks import LOOKS
-from callbacks.stop_and_resume import exit_status_of_signals
+from callbacks.checkpoints.files import damage
+from callbacks.checkpoints.io import DurableCheckpointIO
+from callbacks.stop_and_resume import exit_status_of_signals, resumable_path
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
 
@@ -73,6 +77,9 @@ class FitCLI(ExperimentCLI):
         if trainer.interrupted:
             return
         best = None if trainer.fast_dev_run else self.best.best_model_path or None
+        if best and isinstance(trainer.strategy.checkpoint_io, DurableCheckpointIO) and (wrong := damage(Path(best))):
+            other = "the last weights: python scripts/fit.py test --ckpt_path"
+            refuse(f"{best}: {wrong}, after training. Test {other} {resumable_path(trainer)}", status=1)
         trained = summarise_fit(trainer, self.history, self.best, best)
         if take_average(trainer, model):
             trainer.validate(model, datamodule, verbose=False)

@@ -147,10 +147,16 @@ def check_nothing_in_the_way(trainer: Any, trains: bool, resumed: Path | None) -
     if trainer.fast_dev_run or not trainer.is_global_zero:
         return
     checkpoints = [
-        Path(callback.dirpath or folder / "checkpoints") / f"{callback.filename}{callback.FILE_EXTENSION}"
+        Path(callback.dirpath or folder / "checkpoints") / f"{name}{callback.FILE_EXTENSION}"
         for callback in (model_checkpoints(trainer) if trains else [])
-        if callback.filename and "{" not in callback.filename
+        for name in {callback.filename, callback.CHECKPOINT_NAME_LAST if callback.save_last else None}
+        if name and "{" not in name
     ]
+    if twice := [path for path in checkpoints if checkpoints.count(path) > 1]:
+        raise ValueError(
+            f"{twice[0]}: two callbacks' checkpoint, of which one would be left. Set another --best_checkpoint.filename "
+            "or --last_checkpoint.filename, or leave out save_last."
+        )
     if resumed and resumed.absolute().parent in [path.absolute().parent for path in checkpoints]:
         return
     remedy = "--trainer.logger.init_args.save_dir or version" if trainer.loggers else "--trainer.default_root_dir"

@@ -175,7 +175,7 @@ def test_the_best_of_the_whole_run_is_tested(fit: Fit, stop_at: Callable[..., No
     stop_at(STEPS + 1)
     assert fit(*UNSEEN) == 143
     before = torch.load(last(0).with_name("best.ckpt"), weights_only=True)
-    assert fit(*UNSEEN, "--model.lr=1e-9", "--ckpt_path", str(last(0))) == 0
+    assert fit(*UNSEEN, "--model.schedule=constant", "--model.lr=1e-9", "--ckpt_path", str(last(0))) == 0
     states = torch.load(last(1), weights_only=True)["callbacks"]
     best = next(s for name, s in states.items() if "'monitor': 'val/top1'" in name)
     assert Path(best["best_model_path"]).parent.absolute() == last(1).parent.absolute()

@@ -13,6 +13,8 @@ from helpers import load
 from helpers.small import UNSEEN
 from helpers.small import small_net as small_net
 
+from lightning_modules import AlexNetClassifier
+
 Fit = Callable[..., int]
 RUN = Path("logs/alexnet-shapes10/version_0")
 CB = "--trainer.callbacks"
@@ -50,6 +52,38 @@ def test_another_s_checkpoints_are_not_tested(fit: Fit, words: list[str], tested
     found = summary()
     assert (RUN / "checkpoints/best.ckpt").exists() == (tested == "best.ckpt")
     assert {key: found[key] for key in ("test_loss", "test_top1")}.items() <= scores(fit, tested).items()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--best_checkpoint.filename=last"],
+        ["--last_checkpoint.filename=best"],
+        ["--best_checkpoint.save_last=true"],
+        [f"{CB}+=ModelCheckpoint", f"{CB}.monitor=train/loss", f"{CB}.save_last=true"],
+    ],
+)
+def test_two_checkpoints_of_one_name_are_refused(refused: Callable[..., str], words: list[str]) -> None:
+    assert ".ckpt: two callbacks' checkpoint, of which one would be left." in refused(*words)
+
+
+@pytest.mark.parametrize("harm", ["deleted", "damaged"])
+@pytest.mark.parametrize("words", [[], ["--best_checkpoint.save_weights_only=false"]], ids=["weights", "whole"])
+def test_a_best_that_is_gone_is_not_replaced_by_another(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], harm: str, words: list[str]
+) -> None:
+    """Such as the one before it. One line says what is left to do."""
+    best = RUN / "checkpoints/best.ckpt"
+
+    def on_fit_end(self: AlexNetClassifier) -> None:
+        best.unlink() if harm == "deleted" else best.write_bytes(best.read_bytes()[:-1])
+
+    monkeypatch.setattr(AlexNetClassifier, "on_fit_end", on_fit_end)
+    assert fit(*UNSEEN, *words, "--trainer.max_epochs=4") == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {best}: {'missing' if harm == 'deleted' else 'damaged, its SHA-256'}")
+    assert fit(*line.partition("fit.py ")[2].split()) == 0
+    assert not (RUN / "summary.json").exists()
 
 
 EMA = [f"{CB}+=EMAWeightAveraging", f"{CB}.decay=0.9"]

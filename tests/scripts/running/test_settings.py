@@ -223,3 +223,24 @@ def test_an_accent_in_a_path_where_text_is_cp1252(fit: Fit, stopped: Callable[..
     assert (found["epochs"], found["resumed"]) == (3, 1)
     assert "été" in (run.with_name("version_1") / "config.yaml").read_text(encoding="utf-8")
     assert "été" in (run.with_name("version_1") / "summary.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("moved", [True, False], ids=["moved", "from another folder"])
+def test_the_best_so_far_is_found_beside_the_checkpoint(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, moved: bool
+) -> None:
+    """Wherever the run lies now, and wherever it goes on from."""
+    worse = ["--looks=false", "--model.lr=1", "--model.schedule=constant"]  # the best epoch is not the last
+    worse += ["--best_checkpoint.monitor=val/loss", "--best_checkpoint.mode=min"]
+    assert fit(*worse, "--trainer.max_epochs=4") == 0
+    assert fit(*worse, "--trainer.max_epochs=2") == 0
+    whole = json.loads((LOGS / "version_0/summary.json").read_text(encoding="utf-8"))
+    losses = [entry["val_loss"] for entry in whole["history"]]
+    assert losses.index(min(losses)) < 2
+    run = (tmp_path / LOGS / "version_1").rename(tmp_path / "elsewhere") if moved else tmp_path / LOGS / "version_1"
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert fit("--ckpt_path", str(run / "checkpoints/last.ckpt"), "--trainer.max_epochs=4", small=False) == 0
+    (summary,) = tmp_path.glob("**/other/logs/*/*/summary.json")
+    found = json.loads(summary.read_text(encoding="utf-8"))
+    assert {key: found[key] for key in ("val_top1", "test_loss")}.items() <= whole.items()
