@@ -76,6 +76,7 @@ def fit(_imported: None, small_shapes: None, monkeypatch: pytest.MonkeyPatch) ->
             "--data.batch_size=32",
             "--model.image_size=24",
             "--trainer.max_epochs=2",
+            "--trainer.precision=32-true",
             "--trainer.enable_progress_bar=false",
             "--trainer.enable_model_summary=false",
             "--trainer.num_sanity_val_steps=0",

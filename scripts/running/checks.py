@@ -154,8 +154,8 @@ def check_nothing_in_the_way(trainer: Any, trains: bool, resumed: Path | None) -
     ]
     if twice := [path for path in checkpoints if checkpoints.count(path) > 1]:
         raise ValueError(
-            f"{twice[0]}: two callbacks' checkpoint, of which one would be left. Set another --best_checkpoint.filename "
-            "or --last_checkpoint.filename, or leave out save_last."
+            f"{twice[0]}: two callbacks' checkpoint, of which one would be left. Set another "
+            "--best_checkpoint.filename or --last_checkpoint.filename, or leave out save_last."
         )
     if resumed and resumed.absolute().parent in [path.absolute().parent for path in checkpoints]:
         return

@@ -40,6 +40,7 @@ from running.settings import (
     run_settings,
     settle_job,
     settle_places,
+    settle_precision,
     stand_in_name,
 )
 
@@ -117,6 +118,19 @@ class FitParser(LightningArgumentParser):
         refuse(f"{message.rstrip('. ')}. {SEE}")
 
 
+class ExperimentTrainer(Trainer):
+    """Lightning's, with one more precision.
+
+    Args:
+        precision: ``auto``, which is settled before there is a trainer: ``bf16-mixed`` where the GPU or the CPU has
+            instructions for it (AVX512-BF16, AMX), else ``32-true``; or one of Lightning's.
+        kwargs: Lightning's.
+    """
+
+    def __init__(self, precision: int | str = "auto", **kwargs: Any) -> None:
+        super().__init__(precision=precision, **kwargs)  # type: ignore[arg-type]
+
+
 class ExperimentCLI(LightningCLI):
     """LightningCLI with ``fit`` as the default subcommand and ``configs/default.yaml`` as the default config.
 
@@ -134,7 +148,11 @@ class ExperimentCLI(LightningCLI):
         quieten()
         self.checkpoint: Checkpoint | None = None
         default = {"default_config_files": [str(CONFIGS / "default.yaml")]}
-        kwargs |= {"parser_class": FitParser, "parser_kwargs": {name: dict(default) for name in SUBCOMMANDS}}
+        kwargs |= {
+            "trainer_class": ExperimentTrainer,
+            "parser_class": FitParser,
+            "parser_kwargs": {name: dict(default) for name in SUBCOMMANDS},
+        }
         super().__init__(
             *args, **{"auto_configure_optimizers": False, "save_config_kwargs": {"overwrite": True}, **kwargs}
         )
@@ -206,6 +224,7 @@ class ExperimentCLI(LightningCLI):
             self.parser.add_instantiator(under_flag(key), look, subclasses=False)
             if config[key].enabled is None:
                 config[key].enabled = config.looks
+        settle_precision(config)
         if config.keep_memory:
             keep_memory()
         with one_line_errors():

@@ -80,6 +80,7 @@ def report(trainer: Trainer, datamodule: CIFAR10DataModule, figures: dict[str, A
     summary = {
         "data": datamodule.description,
         **figures,
+        "precision": trainer.precision,
         "seed": config.seed_everything,
         "command": shlex.join(["python", *sys.argv]),
         "machine": f"{processor()}, {os.cpu_count()} cores, {trainer.num_devices} x {trainer.accelerator.name()}",

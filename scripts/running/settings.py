@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from callbacks import LOOKS
 from callbacks.stop_and_resume import slurm_job
@@ -64,6 +66,31 @@ def name_stand_in(config: Any) -> None:
     for logger in logger_configs(config):
         if "name" in logger.init_args:
             logger.init_args.name = stand_in_name(str(logger.init_args.name or ""))
+
+
+# ---- precision ---------------------------------------------------------------------------------------------
+
+
+def settle_precision(config: Any) -> None:
+    """Replace ``auto`` by what the device does best, never by timing, and say so."""
+    if config.trainer.precision == "auto":
+        config.trainer.precision = best_precision(config.trainer.accelerator)
+        rank_zero_info(f"precision: {config.trainer.precision}, by --trainer.precision auto")
+
+
+def best_precision(accelerator: Any) -> str:
+    """``bf16-mixed`` on a GPU or CPU with instructions for bfloat16, elsewhere ``32-true``: emulation is far slower.
+
+    Args:
+        accelerator: Lightning's name of it; with ``auto`` it takes a GPU where there is one.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        own = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
+        known = torch.cpu.get_capabilities() if cpu else {}
+        own = known.get("avx512_bf16", False) or known.get("amx_bf16", False)
+    return "bf16-mixed" if own else "32-true"
 
 
 # ---- going on ----------------------------------------------------------------------------------------------
