@@ -47,7 +47,7 @@ def window_sum(x: Tensor, before: int, after: int) -> Tensor:
 def lrn_formula(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
     """The formula of section 3.3 in differentiable operations: ``x / (k + alpha * window_sum(x**2))**beta``.
 
-    What :class:`LocalResponseNorm` computes, written to be read. ``torch.compile`` is given this form, because
+    What :class:`LocalResponseNorm` computes, written to be read. ``torch.compile`` is given this form for a GPU, because
     it fuses plain operations better than it could fuse the pieces below, and ``torch.jit.trace``, which can save no
     other. Half-precision inputs are worked on in float32, whose squares don't overflow at 256.
 
@@ -256,8 +256,14 @@ def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: floa
         raise ValueError(f"x: {tuple(x.shape)}, expected (B, C, ...) with a channel. Give the normalization one.")
     check(size >= 1, "size", size, "1 channel or more", "Choose one, such as 5")
     check(k > 0, "k", k, "a number above 0", "Choose one, such as 2")
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    for_gpu = torch.compiler.is_compiling() and not x.is_cpu
+    if for_gpu or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return lrn_formula(x, size, alpha, beta, k)
+    return _in_pieces(x, size, alpha, beta, k)
+
+
+@torch.compiler.disable  # what it makes of the formula's gradient takes a CPU eight steps' time
+def _in_pieces(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
     out: Tensor = _LRN.apply(x, size, alpha, beta, k)[0]
     return out
 

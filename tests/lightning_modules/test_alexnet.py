@@ -322,7 +322,7 @@ def test_per_image_gradients_by_torch_func(net: AlexNet, two: Tensor) -> None:
 
 
 def test_export_and_compile(net: AlexNet, two: Tensor) -> None:
-    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(net, backend="aot_eager")
     for other in (torch.export.export(net, (two,)).module(), compiled):
         torch.testing.assert_close(other(two), net(two), rtol=1e-4, atol=1e-5)
 
