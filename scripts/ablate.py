@@ -30,9 +30,12 @@ from ablation.table import RULE, comparable, compare, markdown, read_runs
 from rich.console import Console
 from rich.table import Table
 from running.errors import ScriptParser, refuse
+from running.outputs import check_output
 
 from callbacks.checkpoints.files import write_whole
 
+# What is written of all runs, and by what it is known.
+WRITTEN = {"table.md": "# Ablations", "curves.png": "Matplotlib", "figure1.png": "Matplotlib"}
 # What every run is given by this script, and why --ckpt_path and the like can't be extra flags.
 OURS = ("--seed_everything", "--trainer.logger", "--ckpt_path", "--config", "-c", "--print_config", "--help", "-h")
 
@@ -68,6 +71,8 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(words: Sequence[str] | None = None) -> None:
     """Plan, run, tell."""
     options, flags = parse(sys.argv[1:] if words is None else words)
+    for name, mark in WRITTEN.items():
+        check_output("--out", options.out / name, mark)
     try:
         if options.table:
             raise SystemExit(0 if tell(options.out) else 1)

@@ -43,6 +43,7 @@ from running.errors import ScriptParser
 from running.machine import processor, versions
 from running.markdown import COMPARED, compared, rounded
 from running.memory import keep_memory
+from running.outputs import check_output
 from torch import Tensor, nn
 from torch.autograd.functional import vjp
 from torch.utils.data import DataLoader
@@ -519,6 +520,8 @@ def main(words: list[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     if arguments.json and not arguments.json.resolve().parent.is_dir():
         parser.error(f"json: {arguments.json}, expected a path in a folder that is there")
+    if arguments.json:
+        check_output("--json", arguments.json, '"machine"')
 
     keep_memory()  # for what is measured in this process
     about, rows = machine(), list[Row]()

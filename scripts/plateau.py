@@ -27,6 +27,7 @@ from running.cli import one_line_errors
 from running.errors import ScriptParser
 from running.machine import versions
 from running.memory import keep_memory
+from running.outputs import check_output
 from torch import Tensor
 
 from callbacks import activation_stats
@@ -182,6 +183,8 @@ def main() -> None:
     parser.add_argument("--md", type=Path, default=ROOT / "docs" / "plateau.md", help="the page that has the table")
     parser.add_argument("--plot", action="store_true", help="picture and table from the figures alone")
     args = parser.parse_args()
+    for flag, mark in (("json", '"settings"'), ("png", "Matplotlib")):
+        check_output(f"--{flag}", getattr(args, flag), mark)
     keep_memory()
     options = {key: getattr(args, key) for key in ("seed", "steps", "root", "source", "subset_size")}
     kept: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}

@@ -23,12 +23,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 from rich.console import Console
 from rich.table import Table
 from running.checkpoint import Checkpoint
 from running.errors import ScriptParser, argument_errors, refuse
+from running.outputs import check_output
 from torch import Tensor
 from tqdm import tqdm
 
@@ -55,6 +56,7 @@ UPRIGHT = {
 }
 SHOWN_QUERIES, SHOWN_NEIGHBOURS = 50, 12  # in the panel; the table has all
 COLUMNS = ("query", "rank", "index", "class", "distance")  # rank from 1; index is the place in the training split
+SOFTWARE = "Software", "retrieve.py"  # the panel's text in its PNG, by which it is known
 Row = tuple[str, int, int, str, float]
 
 # ---- photos ------------------------------------------------------------------------------------------------
@@ -378,6 +380,10 @@ def main(words: Sequence[str] | None = None) -> None:
     """Retrieve the neighbours of the pictures on the command line; None takes it from ``sys.argv``."""
     options = parse(words)
     with argument_errors(""):
+        outputs = {options.out: "\0".join(SOFTWARE), options.out.with_suffix(".csv"): ",".join(COLUMNS)}
+        inputs, _ = list_photos(options.query)
+        for output, mark in outputs.items():
+            check_output("--out", output, mark, inputs)
         names, photos, skipped = read_photos(options.query)
         for line in skipped:
             print(line, file=sys.stderr)
@@ -407,8 +413,9 @@ def main(words: Sequence[str] | None = None) -> None:
             "your pictures, at the data set's 32x32 pixels",
             query_names=short_names(names[: len(shown)]),
         )
-        picture = io.BytesIO()
-        Image.fromarray(panel.permute(1, 2, 0).numpy()).save(picture, "PNG")
+        picture, text = io.BytesIO(), PngImagePlugin.PngInfo()
+        text.add_text(*SOFTWARE)
+        Image.fromarray(panel.permute(1, 2, 0).numpy()).save(picture, "PNG", pnginfo=text)
         write_whole(options.out, picture.getvalue())
         write_whole(options.out.with_suffix(".csv"), as_csv(rows))
     print_table(rows[: len(shown) * options.k])

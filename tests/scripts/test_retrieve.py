@@ -348,6 +348,30 @@ def test_a_panel_of_many_is_cut(
     assert np.array(Image.open("retrieval.png")).shape[0] < PANEL_TOP + 3 * CELL_HEIGHT
 
 
+@pytest.mark.parametrize("out", ["cat.png", "other.png", "link.png", "table.png"])
+def test_a_file_of_the_user_s_is_never_written_over(
+    trained: CIFAR10DataModule, capsys: pytest.CaptureFixture[str], out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the picture that is looked for, by whatever name, nor another, nor a table beside it."""
+    for name, place in (("cat.png", 0), ("other.png", 1)):
+        save(trained.images_in("test")[0][place], name)
+    os.link("cat.png", "link.png")
+    Path("table.csv").write_text("name,price\n", encoding="utf-8")
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(retrieve, "embed", lambda *_: pytest.fail("work began"))
+        with pytest.raises(SystemExit) as exit_:
+            retrieve.main(["--ckpt_path", str(CKPT), "--query", "cat.png", "--out", out])
+    assert exit_.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert f"--out: {out.replace('table.png', 'table.csv')} is " in line
+    assert {path: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
+    for _ in range(2):  # its own it does write over, but not where it is a query
+        retrieve.main(["--ckpt_path", str(CKPT), "--query", "cat.png", "--out", "mine.png"])
+    with pytest.raises(SystemExit):
+        retrieve.main(["--ckpt_path", str(CKPT), "--query", ".", "--out", "mine.png"])
+
+
 def test_a_name_on_one_line(trained: CIFAR10DataModule) -> None:
     save(trained.images_in("test")[0][0], "two\nlines,\udcff.png")
     rows = retrieved("--query", "two\nlines,\udcff.png", "--k", "1")
