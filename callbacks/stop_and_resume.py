@@ -1,4 +1,4 @@
-"""StopAndResume: SIGTERM and Ctrl-C save before they stop, and a resumed run goes on with the very next batch."""
+"""StopAndResume: a signal to end saves before it stops, and a resumed run goes on with the very next batch."""
 
 from __future__ import annotations
 
@@ -36,12 +36,8 @@ from callbacks.checkpoints.progress import (
 
 Kind = TypeVar("Kind", bound=Callback)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-def signals() -> tuple[signal.Signals, ...]:
-    """What asks a run to stop; under SLURM also its warning before the time is up (``--signal=SIGUSR1@90``)."""
-    return (*SIGNALS, signal.SIGUSR1) if slurm_job() else SIGNALS
+# Ctrl-C, `kill` and a terminal that closes, which Windows does not know.
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 
 def slurm_job() -> str | None:
@@ -50,37 +46,28 @@ def slurm_job() -> str | None:
     return None if job is None else "_".join(["job", str(job), *filter(None, [os.environ.get("SLURM_STEP_ID")])])
 
 
-class Stopped(SystemExit):
-    """The end of a process that a signal asked to stop: exit status 143 for SIGTERM, 130 for SIGINT."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(128 + signum)
-        self.signum = signum
-
-
 @contextmanager
-def exit_status_of_signals() -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C end the process at once with 143 and 130, as shells expect; for around a whole run.
+def queued_again() -> Iterator[None]:
+    """Around a SLURM job's work: queue it again when SLURM warns that its time is up (``--signal=SIGUSR1@90``).
 
-    A SLURM job whose time is up is queued again. Lightning would save at once, within a batch as it may be.
+    Lightning would save at once, within a batch as it may be.
     """
 
     def stop(signum: int, frame: FrameType | None) -> NoReturn:
-        raise Stopped(signum)
+        raise SystemExit(128 + signum)
 
-    if threading.current_thread() is not threading.main_thread():
+    if slurm_job() is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {signum: signal.signal(signum, stop) for signum in signals()}
+    before = signal.signal(signal.SIGUSR1, stop)
     try:
         yield
-    except Stopped as stopped:
-        if stopped.signum not in SIGNALS:
+    except SystemExit as exit_:
+        if exit_.code == 128 + signal.SIGUSR1:
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
         raise
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        signal.signal(signal.SIGUSR1, before)
 
 
 def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
@@ -105,7 +92,7 @@ def resumable_path(trainer: Trainer) -> Path | None:
 
 
 class StopAndResume(Callback):
-    """Save and stop after the batch in which SIGTERM or SIGINT came; go on after any batch as if nothing had been.
+    """Save and stop after the batch in which one of ``SIGNALS`` came; go on after any batch as if nothing had been.
 
     It comes first among the callbacks, and stops in the first hook after the batch's last: what other callbacks keep,
     such as averaged weights, has had the batch too.
@@ -129,11 +116,11 @@ class StopAndResume(Callback):
     # ---- stopping ------------------------------------------------------------------------------------------
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
-        if self._signum is not None:
-            raise Stopped(signum)
         self._signum = signum
+        self._restore_handlers()  # which end the process
         # Not print: the signal may have come within a print.
-        os.write(2, f"\n{signal.Signals(signum).name}: saving after this batch; once more stops at once\n".encode())
+        with suppress(OSError):  # the terminal is gone
+            os.write(2, f"\n{signal.Signals(signum).name}: saving after this batch; once more stops at once\n".encode())
 
     def _restore_handlers(self) -> None:
         for signum, handler in self._before.items():
@@ -153,7 +140,7 @@ class StopAndResume(Callback):
             epochs, batches = progress_of(trainer)
             how = f"go on with the same command and --ckpt_path {path}" if path else "nothing is kept of it"
             print(f"stopped after {epochs} epochs and {batches} batches: {how}", file=sys.stderr)
-            raise Stopped(self._signum or signal.SIGTERM)
+            raise SystemExit(128 + (self._signum or signal.SIGTERM))
         # The first process' exit status counts. Its launcher kills it should another end with one before it does.
         raise SystemExit(0)
 
@@ -161,7 +148,10 @@ class StopAndResume(Callback):
         """From here on there is something to save: signals wait for the end of their batch."""
         self._signum, self._between = None, True
         if threading.current_thread() is threading.main_thread():
-            self._before = {signum: signal.signal(signum, self._ask) for signum in signals()}
+            # What the process was told to ignore it ignores: SIGHUP under nohup.
+            asking = [*SIGNALS, signal.SIGUSR1] if slurm_job() else SIGNALS
+            taken = [signum for signum in asking if signal.getsignal(signum) is not signal.SIG_IGN]
+            self._before = {signum: signal.signal(signum, self._ask) for signum in taken}
         done = batches_done(trainer) if self._resumed else 0
         if done:
             loader = cast(Any, trainer.train_dataloader)

@@ -18,6 +18,9 @@ by another, from their last checkpoints. Ctrl-C has these runs save and stop too
 
 from __future__ import annotations
 
+from running.start import script
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Sequence
@@ -135,18 +138,19 @@ def tell(out: Path) -> bool:
     table = Table(*shown)
     for row in compare(runs):
         table.add_row(*(row[name] for name in shown))
-    console = Console()
-    console.print(table)
-    console.print(RULE.replace("*", ""), style="dim", highlight=False)
     write_whole(out / "table.md", f"# Ablations\n\n{markdown(runs)}")
     written = [out / "table.md"]
     for name, figure in (("curves.png", curves_figure(runs)), ("figure1.png", figure1(runs))):
         if figure is not None:
             figure.savefig(out / name)
             written.append(out / name)
+    console = Console()
+    console.print(table)
+    console.print(RULE.replace("*", ""), style="dim", highlight=False)
     console.print("written:", ", ".join(map(str, written)), soft_wrap=True)
     return True
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

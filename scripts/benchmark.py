@@ -10,6 +10,9 @@ is slow for all of them. Retrieval's peers need ``pip install -e '.[benchmark]'`
 
 from __future__ import annotations
 
+from running.start import script
+
+# isort: split
 import importlib.util
 import itertools
 import json
@@ -543,4 +546,5 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

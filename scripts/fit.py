@@ -8,6 +8,9 @@ tensorboard --logdir logs --samples_per_plugin images=200
 
 from __future__ import annotations
 
+from running.start import script
+
+# isort: split
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +27,7 @@ from running.report import measured, report, summarise_fit
 from callbacks import LOOKS
 from callbacks.checkpoints.files import damage
 from callbacks.checkpoints.io import DurableCheckpointIO
-from callbacks.stop_and_resume import exit_status_of_signals, resumable_path
+from callbacks.stop_and_resume import queued_again, resumable_path
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
 
@@ -88,7 +91,8 @@ class FitCLI(ExperimentCLI):
             with one_line_failures(trainer):
                 best = save_average(trainer)
 
-        trainer.test(model, datamodule, ckpt_path=best, verbose=False)
+        with one_line_failures(trainer):
+            trainer.test(model, datamodule, ckpt_path=best, verbose=False)
         tested = measured(trainer, self.history, "test")
         seconds = round(time.monotonic() - start + self.history.before, 1)
         report(trainer, datamodule, {**trained, **tested, "seconds": seconds}, self.settings)
@@ -109,14 +113,15 @@ class FitCLI(ExperimentCLI):
             checkpoint.check_fits(model)
             datamodule.setup("validate" if stage == "val" else "test")
             check_folders(trainer)
-        (trainer.validate if stage == "val" else trainer.test)(model, datamodule, **kwargs)
+        with one_line_failures(trainer):
+            (trainer.validate if stage == "val" else trainer.test)(model, datamodule, **kwargs)
         figures = {"epochs": checkpoint.epochs, **measured(trainer, self.history, stage)}
         report(trainer, datamodule, {**figures, "seconds": round(time.monotonic() - start, 1)}, self.settings)
 
 
 def main() -> None:
-    """Run the command line; exit status 143 or 130 where SIGTERM or Ctrl-C ended it."""
-    with exit_status_of_signals():
+    """Run the command line; exit status 143, 130 or 129 where SIGTERM, Ctrl-C or SIGHUP ended it."""
+    with script(), queued_again():
         FitCLI(AlexNetClassifier, CIFAR10DataModule)
 
 

@@ -11,6 +11,9 @@ and keeps every loss. What is in the JSON file with the same settings is not don
 
 from __future__ import annotations
 
+from running.start import script
+
+# isort: split
 import json
 import math
 import statistics
@@ -205,4 +208,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

@@ -10,6 +10,9 @@ training images takes the time; the result is kept in ``retrieval_cache/`` besid
 
 from __future__ import annotations
 
+from running.start import script
+
+# isort: split
 import argparse
 import csv
 import hashlib
@@ -428,4 +431,5 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

@@ -10,6 +10,9 @@ them, the speed's ``results/benchmark.json``, as ``benchmark.py`` does; their ta
 
 from __future__ import annotations
 
+from running.start import script
+
+# isort: split
 import argparse
 import re
 import shlex
@@ -158,4 +161,5 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

@@ -25,6 +25,7 @@ from queue import SimpleQueue
 from typing import IO, Any, NamedTuple
 
 from running.figures import duration, percent
+from running.start import take_signals
 
 from ablation.claims import BASELINE
 from ablation.plan import Job, state_of
@@ -289,7 +290,7 @@ class Sweep:
     def run(self) -> None:
         """Do all, in its order."""
         waiting = list(self.todo)
-        before = {signum: signal.signal(signum, self._ask) for signum in (signal.SIGINT, signal.SIGTERM)}
+        before = take_signals(self._ask)
         try:
             while self.running or (waiting and not self.signals):
                 while not self.signals and len(self.running) < self.engine.room():
@@ -315,9 +316,10 @@ class Sweep:
     def _ask(self, signum: int, frame: Any) -> None:
         """Have the runs save and stop; the second signal, which they get too, stops them at once."""
         self.signals.append(signum)
-        os.write(2, f"\n{signal.Signals(signum).name}: {len(self.running)} runs save and stop\n".encode())
+        with suppress(OSError):  # the terminal is gone
+            os.write(2, f"\n{signal.Signals(signum).name}: {len(self.running)} runs save and stop\n".encode())
         with self.stop_file.open("a") as file:
-            file.write(f"{int(signum)}\n")
+            file.write(f"{int(signal.SIGTERM)}\n")  # others they may ignore, as a worker under nohup does
 
     def _baseline_pending(self, job: Job, waiting: Sequence[Job]) -> bool:
         """Whether a test-only run has to wait for its weights."""

@@ -20,6 +20,7 @@ from callbacks.base import run_folder
 from callbacks.checkpoints.files import write_whole
 from callbacks.run_history import METRICS, RunHistory
 from datamodules import CIFAR10DataModule
+from running.errors import refuse
 from running.figures import duration, percent
 from running.machine import processor, versions
 
@@ -86,17 +87,23 @@ def report(trainer: Trainer, datamodule: CIFAR10DataModule, figures: dict[str, A
         "machine": f"{processor()}, {os.cpu_count()} cores, {trainer.num_devices} x {trainer.accelerator.name()}",
         "versions": versions("torch", "lightning"),
     }
-    rows = table_rows(summary)
+    rows, refused = table_rows(summary), ""
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        try:  # before the screen, which may be gone
+            write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+            write_whole(folder / "summary.md", markdown(rows, summary))
+        except OSError as error:
+            wrong = f"can't be written ({error.strerror}), expected some space"
+            refused = f"{folder / 'summary.json'}: {wrong}. Free some; --ckpt_path last then tests again."
     table = Table("", "", show_header=False, title=Text(summary["data"]))
     for name, value in rows:
         table.add_row(Text(name), Text(value))
     console = Console(markup=False, highlight=False)  # a folder may have brackets in its name
     console.print(table)
-    if getattr(trainer, "fast_dev_run", False):
-        return
-    write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    write_whole(folder / "summary.md", markdown(rows, summary))
-    console.print(f"run folder: {folder}", soft_wrap=True)
+    if refused:
+        refuse(refused, status=1)
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        console.print(f"run folder: {folder}", soft_wrap=True)
 
 
 def table_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from running.checkpoint import steps_left
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.checkpoints.files import damage, previous, sidecar
+from callbacks.stop_and_resume import StopAndResume
 from lightning_modules import AlexNetClassifier
 
 Fit = Callable[..., int]
@@ -237,6 +239,80 @@ def test_a_finished_run_goes_on_to_its_test(fit: Fit, capsys: pytest.CaptureFixt
     Path("whole.json").rename(LOGS / "version_0/summary.json")
     assert summary(1) == summary(0)
     assert json.loads((LOGS / "version_1/summary.json").read_text())["resumed"] == 1
+
+
+@pytest.mark.usefixtures("small_net")
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_stopped_in_its_test(
+    fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, signum: signal.Signals
+) -> None:
+    assert fit(*UNSEEN) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(AlexNetClassifier, "test_step", lambda *_: os.kill(os.getpid(), signum))
+        assert fit(*UNSEEN) == 128 + signum
+    assert not (LOGS / "version_1/summary.json").exists()
+    assert fit(*UNSEEN, "--ckpt_path", "last") == 0
+    assert "On to the test." in capsys.readouterr().out
+    assert summary(2) == summary(0)
+
+
+@pytest.mark.usefixtures("small_net")
+def test_a_terminal_that_closes(fit: Fit, stop_at: Callable[..., None]) -> None:
+    """SIGHUP stops as SIGTERM does; under nohup, which has it ignored, nothing happens."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop_at(3, signal.SIGHUP)
+        assert fit(*UNSEEN) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    stop_at(3, signal.SIGHUP)
+    assert fit(*UNSEEN) == 129
+    assert fit(*UNSEEN, "--ckpt_path", str(last(1))) == 0
+    assert digest(last(2)) == digest(last(0))
+
+
+PLACES = {"torch.serialization._save": signal.SIGTERM, "hashlib.sha256": signal.SIGINT}
+PLACES |= {"os.fsync": signal.SIGTERM, "os.replace": signal.SIGINT}
+
+
+@pytest.mark.usefixtures("small_net")
+@pytest.mark.parametrize(("place", "signum"), PLACES.items())
+def test_a_second_signal_while_the_checkpoint_is_written(
+    fit: Fit,
+    stop_at: Callable[..., None],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    signum: signal.Signals,
+) -> None:
+    """One line, the signal's status, and whole files to go on from."""
+    assert fit(*UNSEEN) == 0
+    stop_at(STEPS + 2, signum)
+    owner, _, name = place.rpartition(".")
+    module: Any = importlib.import_module(owner)
+    original, saving = getattr(module, name), StopAndResume._stop_if_asked
+
+    def _stop_if_asked(self: StopAndResume, *args: Any, **kwargs: Any) -> None:
+        def second(*words: Any, **options: Any) -> Any:
+            os.kill(os.getpid(), signum)
+            return original(*words, **options)
+
+        with monkeypatch.context() as patch:
+            if self._signum is not None:
+                patch.setattr(module, name, second)
+            saving(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopAndResume, "_stop_if_asked", _stop_if_asked)
+        capfd.readouterr()
+        assert fit(*UNSEEN) == 128 + signum
+    said = [
+        line for line in capfd.readouterr().err.splitlines() if "saving" in line or "Trace" in line or "error" in line
+    ]
+    assert said == [f"{signum.name}: saving after this batch; once more stops at once"]
+    assert [path for path in LOGS.rglob("*.ckpt") if damage(path)] == []
+    assert fit(*UNSEEN, "--ckpt_path", str(last(1))) == 0
+    assert digest(last(2)) == digest(last(0))
 
 
 @pytest.mark.usefixtures("small_net")
