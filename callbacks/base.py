@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import WarningCache, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from torch import Tensor, nn
@@ -119,6 +119,27 @@ def looking(pl_module: LightningModule) -> Iterator[None]:
 
 # ---- where it is written -----------------------------------------------------------------------------------
 
+warn_once = WarningCache().warn
+
+
+@contextmanager
+def or_left_out(path: Path | None = None) -> Iterator[None]:
+    """What the system refuses to write within, a picture or a log, is warned of once and left out: training goes on.
+
+    Of a file at ``path`` no half is left.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        refused = error if isinstance(error, OSError) else error.__cause__  # as TensorBoardLogger raises it
+        if not isinstance(refused, OSError):
+            raise
+        if path:
+            with suppress(OSError):
+                path.unlink()
+        why = refused.strerror or str(refused)
+        warn_once(f"logs or pictures can't be written ({why}) and are left out; the run goes on")
+
 
 def run_folder(trainer: Trainer) -> Path:
     """Where a run's files go. To be called in every process: they agree on it."""
@@ -138,25 +159,30 @@ def write_image(trainer: Trainer, tag: str, filename: str, image: Tensor) -> Non
     """
     path = run_folder(trainer) / filename
     if trainer.is_global_zero:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(path)
+        with or_left_out(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(path)
     for logger in tensorboards(trainer):
-        logger.experiment.add_image(tag, image, global_step=trainer.global_step)
+        with or_left_out():
+            logger.experiment.add_image(tag, image, global_step=trainer.global_step)
 
 
 def write_text(trainer: Trainer, tag: str, text: str, filename: str | None = None) -> None:
     """Give markdown to every TensorBoard logger, likewise, and save it if it has a file's name."""
     folder = run_folder(trainer)
     if filename and trainer.is_global_zero:
-        write_whole(folder / filename, text + "\n")
+        with or_left_out():
+            write_whole(folder / filename, text + "\n")
     for logger in tensorboards(trainer):
-        logger.experiment.add_text(tag, text, global_step=trainer.global_step)
+        with or_left_out():
+            logger.experiment.add_text(tag, text, global_step=trainer.global_step)
 
 
 def write_scalars(trainer: Trainer, values: Mapping[str, float]) -> None:
     """Give values to every logger, at the trainer's step. Loggers themselves write in the first process only."""
     for logger in trainer.loggers:
-        logger.log_metrics(dict(values), step=trainer.global_step)
+        with or_left_out():
+            logger.log_metrics(dict(values), step=trainer.global_step)
 
 
 # ---- when --------------------------------------------------------------------------------------------------

@@ -56,13 +56,14 @@ class EmbeddingProjector(EveryNEpochs):
         points = principal_axes(embeddings)
         classes, names = targets.tolist(), base.datamodule_of(trainer).class_names
         for logger in base.tensorboards(trainer):
-            logger.experiment.add_embedding(
-                points,
-                metadata=[names[target] for target in classes],
-                label_img=sprites,  # float in [0, 1]: uint8 would come out white
-                global_step=trainer.global_step,
-                tag="fc7",
-            )
+            with base.or_left_out():
+                logger.experiment.add_embedding(
+                    points,
+                    metadata=[names[target] for target in classes],
+                    label_img=sprites,  # float in [0, 1]: uint8 would come out white
+                    global_step=trainer.global_step,
+                    tag="fc7",
+                )
         flat = F.pad(points, (0, max(0, 2 - points.shape[1])))[:, :2]
         picture = embedding_map(flat, sprites, classes, names, f"{stage} images after epoch {epochs}")
         self.draw(trainer, "embedding", stage, epochs, picture)

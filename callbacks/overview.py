@@ -12,7 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from callbacks.base import Looking, evenly_spaced_images, looking, run_folder, tensorboards, write_text
+from callbacks.base import Looking, evenly_spaced_images, looking, or_left_out, run_folder, tensorboards, write_text
 
 Layout = dict[str, dict[str, tuple[str, list[str]]]]
 
@@ -47,7 +47,7 @@ def hparams_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
 def add_graph(logger: TensorBoardLogger, network: nn.Module, images: Tensor) -> None:
     """Give TensorBoard the graph of a network in evaluation mode; a RuntimeError if it can't be traced."""
     eager = copy.copy(network)  # the same layers; what torch.compile made of them, which can't be traced, stays behind
-    with warnings.catch_warnings():
+    with or_left_out(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of every shape that is checked, and of being deprecated
         logger.experiment.add_graph(eager, images)
 
@@ -93,7 +93,8 @@ class Overview(Looking):
         write_text(trainer, "config", f"```yaml\n{_config(trainer, pl_module).strip()}\n```")
         loggers = tensorboards(trainer)
         for logger in loggers:
-            logger.experiment.add_custom_scalars(shared_plots())
+            with or_left_out():
+                logger.experiment.add_custom_scalars(shared_plots())
         if not (loggers and self.graph and hasattr(getattr(trainer, "datamodule", None), "query_dataloader")):
             return
         with looking(pl_module):

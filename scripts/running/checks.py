@@ -8,9 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateFinder, LearningRateMonitor, Timer
 
-from callbacks.base import run_folder, tensorboards
+from callbacks.base import or_left_out, run_folder, tensorboards
 from callbacks.stop_and_resume import callbacks_of, model_checkpoints
 from datamodules import CIFAR10DataModule
 from datamodules.sources import count_overlap
@@ -104,20 +105,6 @@ def _misfits(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifi
     }
 
 
-def check_processes(trainer: Any) -> None:
-    """Refuse processes that were started together and know nothing of each other.
-
-    Raises:
-        ValueError: With a line that names the flag.
-    """
-    started = int(os.environ.get("WORLD_SIZE") or 1)
-    if started > trainer.world_size:
-        raise ValueError(
-            f"--trainer.devices: {trainer.world_size} in all, but {started} processes were started (WORLD_SIZE), each "
-            f"of which would do it all. Set --trainer.devices {started}, or start one."
-        )
-
-
 def batches_an_epoch(trainer: Any, datamodule: CIFAR10DataModule, stage: Stage = "train") -> int:
     """Batches that come to each process, within the trainer's limits."""
     split = datamodule.split
@@ -130,6 +117,25 @@ def batches_an_epoch(trainer: Any, datamodule: CIFAR10DataModule, stage: Stage =
 def _share(trainer: Any, stage: Stage) -> int | float:
     share: int | float = getattr(trainer, f"limit_{stage}_batches")
     return share
+
+
+def check_processes(trainer: Any) -> None:
+    """Refuse processes that were started together and know nothing of each other, and on a CPU more than it has cores.
+
+    Raises:
+        ValueError: With a line that names the flag.
+    """
+    started = int(os.environ.get("WORLD_SIZE") or 1)
+    if started > trainer.world_size:
+        raise ValueError(
+            f"--trainer.devices: {trainer.world_size} in all, but {started} processes were started (WORLD_SIZE), each "
+            f"of which would do it all. Set --trainer.devices {started}, or start one."
+        )
+    # Some hundreds end the machine.
+    cores = os.cpu_count() or 1
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+        have = f"{trainer.num_devices} processes, but this machine has {cores} cores"
+        raise ValueError(f"--trainer.devices: {have}. Choose {cores} or fewer.")
 
 
 def check_nothing_in_the_way(trainer: Any, trains: bool, resumed: Path | None) -> None:
@@ -205,4 +211,5 @@ def announce_data(trainer: Any, datamodule: CIFAR10DataModule) -> None:
     if trainer.is_global_zero:
         print(f"data: {text}")
     for logger in [] if trainer.fast_dev_run else tensorboards(trainer):
-        logger.experiment.add_text("data", text)
+        with or_left_out():
+            logger.experiment.add_text("data", text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import re
@@ -20,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instant
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import LOOKS
+from callbacks.base import run_folder
 from callbacks.checkpoints.files import CheckpointError, NotFiniteError, write_whole
 from callbacks.checkpoints.io import DurableCheckpointIO
 from callbacks.run_history import RunHistory
@@ -31,7 +33,8 @@ from running.checkpoint import Checkpoint
 from running.checks import check_nothing_in_the_way, check_processes
 from running.errors import argument_errors, flagged, refuse
 from running.flags import HELP, nearest
-from running.memory import keep_memory
+from running.loggers import go_on_without
+from running.memory import is_out_of_memory, keep_memory
 from running.settings import (
     check_schedule,
     logger_configs,
@@ -72,7 +75,7 @@ def one_line_errors() -> Iterator[None]:
 
 @contextmanager
 def one_line_failures(trainer: Trainer) -> Iterator[None]:
-    """Say in one line why training could not go on: exit status 3 for divergence, 1 for a checkpoint's full disk."""
+    """Say in one line why training could not go on: exit status 3 for divergence, 1 for memory and a full disk."""
     try:
         yield
     except NotFiniteError as error:
@@ -81,6 +84,18 @@ def one_line_failures(trainer: Trainer) -> Iterator[None]:
         refuse(flagged(account(trainer, str(error)), "--model."), status=3)
     except CheckpointError as error:
         refuse(str(error), status=1)
+    except OSError as error:  # of config.yaml, or as a logger begins: nothing is trained yet
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        place = error.filename or run_folder(trainer)
+        refuse(f"{place}: can't be written ({error.strerror}), expected some space. Free some.", status=1)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if trainer.is_global_zero:
+            wrong = f"memory ran out after step {trainer.global_step}, expected batches that fit"
+            refuse(f"--data.batch_size: {wrong}. Lower it, or --model.image_size.", status=1)
+        raise SystemExit(1) from None
 
 
 def under_flag(flag: str, instantiate: Callable[..., Any] = lambda class_type, *a, **k: class_type(*a, **k)) -> Any:
@@ -244,7 +259,7 @@ class ExperimentCLI(LightningCLI):
                     message = f"{kind} needs {package}, which is not there. Run pip install {package}, or leave it out."
                 raise ValueError(message if message.startswith("--") else f"--trainer: {message}") from error
             except RuntimeError as error:
-                if "allocate memory" in str(error):
+                if is_out_of_memory(error):
                     memory = "--model: more weights than memory. Choose a smaller --model.image_size."
                     raise ValueError(memory) from error
                 if "stateful callback" not in str(error):
@@ -277,7 +292,9 @@ class ExperimentCLI(LightningCLI):
         first: list[Callback] = [StopAndResume(), StopOnDivergence(), self.history]
         if chosen.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in callbacks):
             first.append(ModelSummary(max_depth=2))  # the network's layers too
-        return super().instantiate_trainer(callbacks=[*first, *callbacks], plugins=plugins, **kwargs)
+        trainer = super().instantiate_trainer(callbacks=[*first, *callbacks], plugins=plugins, **kwargs)
+        go_on_without(trainer.loggers)
+        return trainer
 
 
 def parse(parser: LightningArgumentParser, words: list[str]) -> Any:

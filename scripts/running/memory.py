@@ -9,6 +9,12 @@ import sys
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, as Python, C++, torch's allocators and oneDNN say it."""
+    said = ("allocate memory", "out of memory", "bad_alloc", "could not create a primitive")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+
+
 def keep_memory() -> bool:
     """Tell glibc's malloc to reuse large blocks instead of returning them to the kernel after each use.
 

@@ -265,6 +265,10 @@ REFUSED = {
     "a flag by its end": ("--epochs 3", "--epochs: unknown, perhaps --trainer.max_epochs was meant"),
     "a flag without its owner": ("--lr=3", "--lr=3: unknown, perhaps --model.lr was meant"),
     "a flag spelt otherwise": ("--data.batchsize 3", "--data.batchsize: unknown, perhaps --data.batch_size was meant"),
+    "more processes than cores": (
+        "--trainer.accelerator cpu --trainer.devices 1000",
+        "--trainer.devices: 1000 processes, but this machine has ",
+    ),
     "no data": ("--data.source cifar10 --data.root empty --data.download false", "--data.root: no CIFAR-10 in "),
     "test without a checkpoint": ("test", "--ckpt_path"),
     "validate without a checkpoint": ("validate", "--ckpt_path"),
