@@ -47,9 +47,10 @@ def window_sum(x: Tensor, before: int, after: int) -> Tensor:
 def lrn_formula(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
     """The formula of section 3.3 in differentiable operations: ``x / (k + alpha * window_sum(x**2))**beta``.
 
-    What :class:`LocalResponseNorm` computes, written to be read. ``torch.compile`` is given this form for a GPU, because
-    it fuses plain operations better than it could fuse the pieces below, and ``torch.jit.trace``, which can save no
-    other. Half-precision inputs are worked on in float32, whose squares don't overflow at 256.
+    What :class:`LocalResponseNorm` computes, written to be read. ``torch.compile`` is given this form for a GPU,
+    because it fuses plain operations better than it could fuse the pieces below, and ``torch.export`` and
+    ``torch.jit.trace``, which can save no other. Half-precision inputs are worked on in float32, whose squares don't
+    overflow at 256.
 
     Args:
         x: ``(B, C, ...)`` float.
