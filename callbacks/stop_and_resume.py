@@ -17,7 +17,12 @@ from types import FrameType
 from typing import Any, NoReturn, TypeVar, cast
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -25,13 +30,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from callbacks.checkpoints.files import damage, sidecar
 from callbacks.checkpoints.io import DurableCheckpointIO
 from callbacks.checkpoints.progress import (
-    batches_done,
     count_steps_anew,
+    epochs_and_batches,
     is_accumulating,
     progress_of,
+    raise_max_steps,
     remember_best,
-    saved_at,
     settled,
+    skip_batches,
 )
 
 Kind = TypeVar("Kind", bound=Callback)
@@ -97,6 +103,10 @@ class StopAndResume(Callback):
     It comes first among the callbacks, and stops in the first hook after the batch's last: what other callbacks keep,
     such as averaged weights, has had the batch too.
 
+    Every checkpoint that can be resumed gets what Lightning leaves out of its own: gradients that wait for their
+    optimiser step, the metrics of the epoch so far and the newest of those before, whether validation is done, and
+    whether a callback has asked for the end.
+
     The second signal stops at once. Between batches of training, in validation too, the checkpoint goes where the run
     keeps its last one. Under DDP all processes stop after the same batch, whichever got the signal; validation is
     then finished first, because processes may have different numbers of its batches.
@@ -109,9 +119,12 @@ class StopAndResume(Callback):
         super().__init__()
         self._signum: int | None = None
         self._before: dict[int, Any] = {}  # handlers
-        self._between = False  # batches: nothing is half done, and validation, if it is due, is not done
+        self._validated = False  # after the newest batch of training
+        self._accumulating = False  # gradients wait for their optimiser step
         self._resumed = False  # from a checkpoint, and no batch since
+        self._ends = False  # has made all its steps, but its epoch is not over
         self._states: dict[str, Any] = {}  # callbacks' from that checkpoint
+        self._kept: dict[str, Any] = {}  # our own in it
 
     # ---- stopping ------------------------------------------------------------------------------------------
 
@@ -127,14 +140,14 @@ class StopAndResume(Callback):
             signal.signal(signum, handler)
         self._before = {}
 
-    def _stop_if_asked(self, trainer: Trainer, save: bool = True) -> None:
+    def _stop_if_asked(self, trainer: Trainer) -> None:
         asked = self._signum is not None
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if not asked:
             return
         path = None if getattr(trainer, "fast_dev_run", False) else resumable_path(trainer)
-        if path is not None and save:
+        if path is not None:
             trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             epochs, batches = progress_of(trainer)
@@ -146,62 +159,65 @@ class StopAndResume(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is something to save: signals wait for the end of their batch."""
-        self._signum, self._between = None, True
+        self._signum = None
         if threading.current_thread() is threading.main_thread():
             # What the process was told to ignore it ignores: SIGHUP under nohup.
             asking = [*SIGNALS, signal.SIGUSR1] if slurm_job() else SIGNALS
             taken = [signum for signum in asking if signal.getsignal(signum) is not signal.SIG_IGN]
             self._before = {signum: signal.signal(signum, self._ask) for signum in taken}
-        done = batches_done(trainer) if self._resumed else 0
-        if done:
-            loader = cast(Any, trainer.train_dataloader)
-            if hasattr(loader.sampler, "skip"):
-                loader.sampler.skip = done * loader.batch_size
-            where = f"{done} batches of epoch {trainer.current_epoch}"
-            rank_zero_info(f"going on after {where}, whose train/ metrics are of the rest")
-        for callback in callbacks_of(trainer, StochasticWeightAveraging) if self._resumed else []:
-            callback.on_train_epoch_start(trainer, pl_module)  # it takes its state over there only
+        if self._resumed:
+            self._go_on(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last checkpoint was written a moment ago, unless there is no callback for it."""
         # The epoch's pictures: matplotlib's figures are cycles, and Python leaves those to a collection that is due
         # only after some hundred megabytes of them. It takes a tenth of a second.
         gc.collect()
-        saved = any(saved_at(callback) == trainer.global_step for callback in model_checkpoints(trainer, True))
-        self._stop_if_asked(trainer, save=not saved)
+        self._stop_if_asked(trainer)
+        if self._resumed:
+            self._go_on_averaging(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._stop_if_asked(trainer)
         if self._resumed:
             count_steps_anew(trainer)
+            for callback in callbacks_of(trainer, GradientAccumulationScheduler):
+                callback.on_train_epoch_start(trainer, pl_module)  # which a run that goes on in mid-epoch leaves out
+            for name, gradient in self._kept.get("gradients", {}).items():
+                pl_module.get_parameter(name).grad = gradient.to(pl_module.device)
             self._resumed = False
-        if self._between:
-            self._stop_if_asked(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._between = not is_accumulating(trainer)
+        self._validated, self._accumulating = False, is_accumulating(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._between:
-            self._stop_if_asked(trainer)
+        self._stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Stop here too; validation starts anew when the run goes on."""
-        if self._between and self._signum is not None and trainer.world_size == 1:
+        if self._signum is not None and trainer.world_size == 1:
             for callback in callbacks_of(trainer, WeightAveraging):
                 callback.on_validation_epoch_end(trainer, pl_module)  # swaps the weights in training back
             self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that stopped here would validate twice: the next step comes first."""
-        self._between = False
+        self._validated = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """An epoch whose batches were all done before this process has its metrics logged, and counts its steps."""
+        if self._ends:
+            raise_max_steps(trainer, -1)
+            self._ends = False
+        if self._resumed:
+            count_steps_anew(trainer)
+            pl_module.log_dict(getattr(pl_module, "train_metrics", {}), on_step=False, on_epoch=True)
+            self._resumed = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Everything is saved. From here on signals stop at once."""
-        self._between = False
+        """From here on signals stop at once."""
         self._restore_handlers()
-        self._stop_if_asked(trainer, save=False)
+        self._stop_if_asked(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
@@ -214,35 +230,90 @@ class StopAndResume(Callback):
         if stage == "fit" and isinstance(io, DurableCheckpointIO):
             io.complete = partial(_averaged, trainer)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what the rest of the epoch depends on. Every process takes part: metrics are of all of them."""
+        metrics, gradients = {}, {}
+        for name, metric in getattr(pl_module, "train_metrics", {}).items():
+            with metric.sync_context():
+                metrics[name] = {key: value.clone() for key, value in metric.metric_state.items()}
+        if self._resumed:
+            gradients = self._kept.get("gradients", {})
+        elif self._accumulating:
+            found = {name: weight.grad for name, weight in pl_module.named_parameters() if weight.grad is not None}
+            gradients = {name: trainer.strategy.reduce(grad.clone(), reduce_op="mean") for name, grad in found.items()}
+        checkpoint[type(self).__name__] = {
+            "validated": self._validated,
+            "should_stop": trainer.should_stop,
+            "callback_metrics": dict(trainer.callback_metrics),
+            "train_metrics": metrics,
+            "gradients": gradients,
+        }
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the loops' counters agree before Lightning reads them."""
         if trainer.state.fn == TrainerFn.FITTING and "fit_loop" in checkpoint.get("loops", {}):
-            checkpoint["loops"] = {**checkpoint["loops"], "fit_loop": settled(checkpoint["loops"]["fit_loop"])}
+            self._kept = checkpoint.get(type(self).__name__, {})
+            self._validated = self._kept.get("validated", False)
+            loop = settled(checkpoint["loops"]["fit_loop"], self._validated)
+            checkpoint["loops"] = {**checkpoint["loops"], "fit_loop": loop}
             self._resumed = True
             self._states = dict(checkpoint.get("callbacks", {}))
+            batches = epochs_and_batches(checkpoint)[1]
+            self._ends = batches > 0 and trainer.max_steps == checkpoint["global_step"]
+            if not batches:  # the epoch that they are of is over
+                self._kept = {**self._kept, "train_metrics": {}, "gradients": {}}
         if trainer.state.fn != TrainerFn.FITTING:
             # WeightAveraging would put the weights in training in place of the averaged ones.
             checkpoint.pop("current_model_state", None)
 
+    def _go_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put back what the rest of the run depends on, before its first batch."""
+        done = skip_batches(trainer, self._ends)
+        if done:
+            rank_zero_info(f"going on after {done} batches of epoch {trainer.current_epoch}")
+        trainer.should_stop = trainer.should_stop or self._kept.get("should_stop", False)
+        trainer.callback_metrics.update(trainer.strategy.batch_to_device(self._kept.get("callback_metrics", {})))
+        metrics = getattr(pl_module, "train_metrics", {}) if trainer.is_global_zero else {}
+        for name, state in self._kept.get("train_metrics", {}).items():
+            if name in metrics:
+                metrics[name].merge_state(trainer.strategy.batch_to_device(state))
+        if done:
+            self._go_on_averaging(trainer, pl_module)
+
+    def _go_on_averaging(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have StochasticWeightAveraging take over its state: it does so as an epoch starts, at a wrong learning rate."""
+        for callback in callbacks_of(trainer, StochasticWeightAveraging):
+            if self._states.get(callback.state_key, {}).get("scheduler_state") is not None:
+                groups = trainer.optimizers[0].param_groups
+                rates = [group["lr"] for group in groups]
+                callback.on_train_epoch_start(trainer, pl_module)
+                for group, rate in zip(groups, rates, strict=True):
+                    group["lr"] = rate
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over what was best so far: Lightning forgets it where the folder is another."""
+        if self._ends:
+            raise_max_steps(trainer, 1)
         for callback in model_checkpoints(trainer) if self._resumed else []:
-            state = self._states.get(callback.state_key, {})
-            score, name = state.get("best_model_score"), Path(state.get("best_model_path") or "?").name
-            if callback.monitor is None or score is None or str(callback.dirpath) == str(state.get("dirpath")):
+            state, kept = self._states.get(callback.state_key, {}), {}
+            if callback.monitor is None or str(callback.dirpath) == str(state.get("dirpath")):
                 continue
-            # Beside the checkpoint that is resumed, wherever the run lies now; a file's word for another place is none.
-            best, copied = Path(str(trainer.ckpt_path)).with_name(name), Path(str(callback.dirpath)) / name
-            wrong = damage(best)
-            if wrong is not None:
-                rank_zero_warn(f"{best}: {wrong}. The best of the run is chosen from what follows only.")
-                continue
-            if trainer.is_global_zero:
-                copied.parent.mkdir(parents=True, exist_ok=True)
-                for file, copy in ((best, copied), (sidecar(best), sidecar(copied))):
-                    with suppress(FileNotFoundError):
-                        shutil.copyfile(file, copy)
-            remember_best(callback, copied, score)
+            for path, score in state.get("best_k_models", {}).items():
+                # Beside the checkpoint that is resumed, wherever the run lies now; a file's word for another place is
+                # none.
+                best = Path(str(trainer.ckpt_path)).with_name(Path(path).name)
+                wrong = damage(best)
+                if wrong is not None:
+                    rank_zero_warn(f"{best}: {wrong}. The best of the run is chosen from what follows only.")
+                    continue
+                kept[copied := Path(str(callback.dirpath)) / best.name] = score
+                if trainer.is_global_zero:
+                    copied.parent.mkdir(parents=True, exist_ok=True)
+                    for file, copy in ((best, copied), (sidecar(best), sidecar(copied))):
+                        with suppress(FileNotFoundError):
+                            shutil.copyfile(file, copy)
+            if kept:
+                remember_best(callback, kept)
 
 
 def _averaged(trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, Any]:

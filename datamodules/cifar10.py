@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
-from itertools import islice
 from math import inf
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -76,20 +75,17 @@ class EpochSampler(DistributedSampler[RawBatch]):
 
     In training every process gets as many images (DistributedSampler repeats a few at the end to even them out); in
     evaluation each image comes exactly once over all processes, so that the metrics are those of one process.
-    The next iteration leaves out ``skip`` images at its start, once: a run that goes on in mid-epoch has had them.
     """
 
     def __init__(self, dataset: ImageSet, shuffle: bool, seed: int, num_replicas: int, rank: int) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
-        self.skip = 0
         self.share = range(rank, len(dataset), num_replicas)  # what evaluation goes through
         if not shuffle:
             self.num_samples = len(self.share)  # the sampler's length
 
     def __iter__(self) -> Iterator[int]:  # type: ignore[override]
         """Places in the data set."""
-        skip, self.skip = self.skip, 0
-        return islice(super().__iter__() if self.shuffle else self.share, skip, None)  # type: ignore[arg-type]
+        return iter(super().__iter__() if self.shuffle else self.share)  # type: ignore[arg-type]
 
 
 class CIFAR10DataModule(LightningDataModule):

@@ -91,6 +91,11 @@ class AlexNetClassifier(LightningModule):
         # Lightning's own mean over processes rounds half an image away where their shares differ.
         self.train_loss, self.val_loss, self.test_loss = (MeanMetric() for _ in get_args(Stage))
 
+    @property
+    def train_metrics(self) -> dict[str, Any]:
+        """The metrics of an epoch of training by the names that they are logged by."""
+        return {"train/loss": self.train_loss, **dict(self.train_accuracies.items())}
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` of ``(B, 3, H, W)`` float images."""
         return self.net(self._input(images))
@@ -215,4 +220,5 @@ def _accuracies(classes: int, stage: str) -> MetricCollection:
     top1, top5 = (
         MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", validate_args=False) for k in (1, 5)
     )
-    return MetricCollection({"top1": top1, "top5": top5}, prefix=f"{stage}/")
+    # Each by itself: torchmetrics makes one of two that happen to agree on the first batch, for good.
+    return MetricCollection({"top1": top1, "top5": top5}, prefix=f"{stage}/", compute_groups=False)

@@ -13,13 +13,13 @@ from typing import Any, cast
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 # ---- in a checkpoint ---------------------------------------------------------------------------------------
 
 
-def settled(fit_loop: dict[str, Any]) -> dict[str, Any]:
+def settled(fit_loop: dict[str, Any], validated: bool = False) -> dict[str, Any]:
     """A fit loop's state from a checkpoint, as if it had been saved between two hooks.
 
     Lightning saves its counters half way through a step or an epoch, and guesses on loading which half. Whatever the
@@ -27,10 +27,10 @@ def settled(fit_loop: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         fit_loop: ``checkpoint["loops"]["fit_loop"]``.
+        validated: Whether validation that was due after the last batch is over. If not, it runs from its beginning.
 
     Returns:
-        The same, for the start of an epoch or for after any of its batches. Validation that was due after that batch
-        runs (again), because its metrics are in no checkpoint.
+        The same, for the start of an epoch or for after any of its batches.
     """
     state = copy.deepcopy(fit_loop)
     epochs, batches = state["epoch_progress"], state["epoch_loop.batch_progress"]
@@ -46,7 +46,8 @@ def settled(fit_loop: dict[str, Any]) -> dict[str, Any]:
         batches[name].update(ready=counts, started=counts, processed=counts, completed=counts)
     batches["is_last_batch"] = last
     val_batches["current"].update(ready=0, started=0, processed=0, completed=0)
-    val_batches["total"].update(ready=int(done > 0), started=int(done > 0), processed=0, completed=0)
+    due = int(done > 0 and not validated)
+    val_batches["total"].update(ready=due, started=due, processed=0, completed=0)
     val_batches["is_last_batch"] = False
     if not done:
         state["epoch_loop.scheduler_progress"]["current"].update(ready=0, completed=0)
@@ -73,16 +74,30 @@ def progress_of(trainer: Trainer) -> tuple[int, int]:
     return epochs_and_batches({"loops": {"fit_loop": trainer.fit_loop.state_dict()}})
 
 
-def batches_done(trainer: Trainer) -> int:
-    """How many batches of the next epoch to begin a resumed run has had before, when training begins.
+def skip_batches(trainer: Trainer, all_of_them: bool = False) -> int:
+    """Leave out what the epoch has had before, whichever sampler orders it, when training begins; how many batches.
 
-    0 where all of an epoch's were done and only its end is to come.
+    With ``all_of_them`` nothing is left of the epoch but its end.
     """
-    return int(trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.num_training_batches)
+    fetcher: Any = trainer.fit_loop._data_fetcher
+    for loader in fetcher.combined_loader.flattened:
+        if hasattr(sampler := getattr(loader, "sampler", None), "set_epoch"):
+            sampler.set_epoch(trainer.current_epoch)  # Lightning's turn comes when the order is already fixed
+    done = int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+    for _ in range(done):
+        next(fetcher.iterator)
+    # Lightning would take one more batch than there are where no validation is due.
+    fetcher.done = all_of_them or done >= trainer.num_training_batches
+    return done
+
+
+def raise_max_steps(trainer: Trainer, by: int) -> None:
+    """Move the limit of steps: Lightning does not end an epoch, nor validate, where it is reached at the start."""
+    trainer.fit_loop.epoch_loop.max_steps += by
 
 
 def is_accumulating(trainer: Trainer) -> bool:
-    """Whether gradients of the last batch still wait for their optimiser step; no checkpoint holds them."""
+    """Whether gradients of the last batch still wait for their optimiser step."""
     return trainer.fit_loop._should_accumulate()
 
 
@@ -91,13 +106,12 @@ def count_steps_anew(trainer: Trainer) -> None:
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
-def saved_at(callback: Checkpoint) -> int:
-    """The step at which a callback saved last; -1 before it did."""
-    return int(getattr(callback, "_last_global_step_saved", -1))
-
-
-def remember_best(callback: ModelCheckpoint, path: Path, score: Tensor) -> None:
-    """Have a callback that has saved nothing yet go on from the best of an earlier run."""
-    callback.best_model_path = callback.kth_best_model_path = str(path)
-    callback.best_model_score = callback.kth_value = torch.as_tensor(score)
-    callback.best_k_models = {str(path): callback.best_model_score}
+def remember_best(callback: ModelCheckpoint, scores: Mapping[Path, Tensor]) -> None:
+    """Have a callback that has saved nothing yet go on from the best of an earlier run, by their files."""
+    models = {str(path): torch.as_tensor(score) for path, score in scores.items()}
+    best, worst = (max, min) if callback.mode == "max" else (min, max)
+    callback.best_k_models, callback.best_model_path = models, best(models, key=models.__getitem__)
+    callback.best_model_score = models[callback.best_model_path]
+    if len(models) == callback.save_top_k:
+        callback.kth_best_model_path = worst(models, key=models.__getitem__)
+        callback.kth_value = models[callback.kth_best_model_path]

@@ -187,5 +187,5 @@ def steps_left(trainer: Any, batches: int, epochs: int, done: int, steps: int) -
     every = trainer.accumulate_grad_batches
     limits = [trainer.max_steps - steps] if trainer.max_steps >= 0 else []
     if (trainer.max_epochs or -1) >= 0:
-        limits.append((trainer.max_epochs - epochs) * math.ceil(batches / every) - done // every)
+        limits.append((trainer.max_epochs - epochs) * math.ceil(batches / every) - math.ceil(done / every))
     return min(limits, default=0)

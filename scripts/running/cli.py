@@ -58,6 +58,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of a deprecated name
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # ours is: see EpochSampler
     warnings.filterwarnings("ignore", ".*The dirpath has changed.*")  # what was best is taken over: see StopAndResume
+    warnings.filterwarnings("ignore", ".*was called before the ``update`` method.*")  # it was, before the run went on
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     log.addFilter(lambda record: "litlogger" not in record.getMessage() and "TPU available" not in record.getMessage())

@@ -200,6 +200,8 @@ def test_what_can_not_go_on(fit: Fit, capsys: pytest.CaptureFixture[str]) -> Non
         assert message in capsys.readouterr().err
     half = steps_left(Trainer(max_epochs=5, accumulate_grad_batches=2, logger=False), STEPS, 2, 0, 8)
     assert half == 6
+    # All four batches of the third epoch are done: in two steps of three, of which the last is short.
+    assert steps_left(Trainer(max_epochs=5, accumulate_grad_batches=3, logger=False), STEPS, 2, STEPS, 6) == 4
     assert fit(*UNSEEN, "--ckpt_path", str(last(0).with_name("best.ckpt"))) == 2
     assert "holds weights only, training can't go on from it" in capsys.readouterr().err
 

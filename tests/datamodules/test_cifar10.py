@@ -87,29 +87,6 @@ def test_order_is_a_function_of_seed_and_epoch(datamodule: CIFAR10DataModule) ->
     assert sorted(order(0, 3)) == list(range(50))
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_skip_leaves_out_the_beginning_once(replicas: int) -> None:
-    dataset = ImageSet(torch.zeros(50, 1), torch.zeros(50), torch.arange(50), "augmented")
-    sampler = EpochSampler(dataset, True, 0, replicas, replicas - 1)
-    whole = list(sampler)
-    sampler.skip = 7
-    assert list(sampler) == whole[7:]
-    assert sampler.skip == 0
-    assert list(sampler) == whole
-    assert len(sampler) == len(whole)
-
-
-def test_skip_is_of_one_loader_alone(datamodule: CIFAR10DataModule) -> None:
-    loader, other = datamodule.train_dataloader(), datamodule.train_dataloader()
-    whole = torch.cat([batch.places for batch in raw_of(other)])
-    loader.sampler.skip = 64
-    assert torch.equal(torch.cat([batch.places for batch in raw_of(other)]), whole)
-    for name in ("val", "test", "gallery"):
-        assert batches(datamodule, f"{name}_dataloader")[0].places[0] == 0
-    assert torch.equal(torch.cat([batch.places for batch in raw_of(loader)]), whole[64:])
-    assert torch.equal(torch.cat([batch.places for batch in raw_of(loader)]), whole)
-
-
 def test_fetch_takes_any_images_as_a_batch(datamodule: CIFAR10DataModule) -> None:
     loader = datamodule.gallery_dataloader()
     everything = torch.cat([batch.images for batch in raw_of(loader)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,9 +46,8 @@ def test_each_private_part_is_there(trained: tuple[Trainer, Recorder, ModelCheck
     loop = trainer.fit_loop
     assert callable(loop._should_accumulate)
     assert loop.epoch_loop._batches_that_stepped == trainer.global_step == 2
-    assert keeper._last_global_step_saved == progress.saved_at(keeper) == 2
     assert loop.epoch_loop.batch_progress.current.ready == 4
-    assert progress.batches_done(trainer) == 0
+    assert loop.epoch_loop.max_steps == trainer.max_steps == -1
     state = loop.state_dict()
     for key in (*LOOP, "epoch_loop.val_loop.batch_progress"):
         assert set(state[key]["current"]) <= COUNTERS | {"step"}
@@ -65,6 +65,34 @@ def test_where_a_run_is(trained: tuple[Trainer, Recorder, ModelCheckpoint]) -> N
     assert progress.epochs_and_batches(contents) == (1, 0)
     assert progress.trained_epochs(contents) == 1
     assert progress.trained_epochs({"state_dict": {}}) is None
+
+
+class Skipper(Callback):
+    """Skips, as training begins, what the loop says that the epoch has had, and records what is left."""
+
+    def __init__(self, had: int) -> None:
+        self.had, self.left = had, []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.fit_loop.epoch_loop.batch_progress.current.ready = self.had
+        assert progress.skip_batches(trainer) == self.had
+        assert trainer.fit_loop._data_fetcher.done is (self.had == 4)
+        trainer.fit_loop.epoch_loop.batch_progress.current.ready = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.left.append(batch[1].tolist())
+
+
+@pytest.mark.parametrize("overfit", [0.0, 1.0], ids=["ours", "lightning_s_sampler"])
+def test_batches_are_skipped_whoever_orders_them(tmp_path: Path, datamodule: CIFAR10DataModule, overfit: float) -> None:
+    """Also by the sequential sampler that Lightning puts in for ours with overfit_batches."""
+    whole, rest, none = Skipper(0), Skipper(3), Skipper(4)
+    for number, skipper in enumerate((whole, rest, none)):
+        options = {"epochs": 1, "logger": False, "overfit_batches": overfit, "limit_val_batches": 0}
+        trainer_for(tmp_path / str(number), skipper, **options).fit(SmallNet(), datamodule=datamodule)
+    assert len(whole.left) == 4
+    assert rest.left == whole.left[3:]
+    assert none.left == []
 
 
 def test_nobody_else_touches_them() -> None:
