@@ -281,7 +281,7 @@ class StopAndResume(Callback):
             self._go_on_averaging(trainer, pl_module)
 
     def _go_on_averaging(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have StochasticWeightAveraging take over its state: it does so as an epoch starts, at a wrong learning rate."""
+        """Have StochasticWeightAveraging take over its state, which it does as an epoch starts and at a wrong rate."""
         for callback in callbacks_of(trainer, StochasticWeightAveraging):
             if self._states.get(callback.state_key, {}).get("scheduler_state") is not None:
                 groups = trainer.optimizers[0].param_groups

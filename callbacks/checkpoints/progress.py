@@ -81,7 +81,8 @@ def skip_batches(trainer: Trainer, all_of_them: bool = False) -> int:
     """
     fetcher: Any = trainer.fit_loop._data_fetcher
     for loader in fetcher.combined_loader.flattened:
-        if hasattr(sampler := getattr(loader, "sampler", None), "set_epoch"):
+        sampler: Any = getattr(loader, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(trainer.current_epoch)  # Lightning's turn comes when the order is already fixed
     done = int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
     for _ in range(done):
