@@ -50,8 +50,8 @@ EXTRAS = [
     callback("EarlyStopping", monitor="train/loss", patience=0, min_delta=0.05, check_on_train_epoch_end="true"),
     callback("ModelCheckpoint", every_n_train_steps=5, save_top_k=-1),
     callback("ModelCheckpoint", every_n_train_steps=4, save_top_k=1, filename="often"),
-    callback("ModelCheckpoint", monitor="val/loss", save_top_k=2, filename="'{step}'"),
-    callback("GradientAccumulationScheduler", scheduling="'{1: 2, 2: 3}'"),
+    callback("ModelCheckpoint", monitor="val/loss", save_top_k=2, filename="top-{step}"),
+    callback("GradientAccumulationScheduler", scheduling="{1: 2, 2: 3}"),
     callback("LearningRateMonitor"),
 ]
 LAST = [
@@ -96,7 +96,8 @@ def configuration(rng: random.Random) -> list[str]:
     schedules += [] if every else ["plateau", "plateau"]
     schedules += [] if "Gradient" in str(extra) or "Stochastic" in str(averaging) else ["one_cycle"]
     words += [f"--model.schedule={rng.choice(schedules)}", "--model.milestones=[1,2]", "--model.patience=0"]
-    if maybe(0.2, "best_checkpoint.monitor", "val/loss", *([] if every or often else ["train/loss"])):
+    chance = 0 if "top-" in str(extra) else 0.2  # two of a kind with the same monitor are refused
+    if maybe(chance, "best_checkpoint.monitor", "val/loss", *([] if every or often else ["train/loss"])):
         words.append("--best_checkpoint.mode=min")
     words += rng.choice(LAST) if rng.random() < 0.4 else []
     return [*SMALL, *words]
