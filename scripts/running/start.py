@@ -27,7 +27,7 @@ if Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parents[1]:  #
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != int(os.environ["FIRST_PROCESS"]):
-            os._exit(1)
+            raise SystemExit(1)
 
 
 def take_signals(handler: Callable[[int, FrameType | None], Any]) -> dict[int, Any]:
