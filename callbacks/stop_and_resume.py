@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -20,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveragi
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from callbacks.checkpoints.files import damage, sidecar
+from callbacks.checkpoints.files import copy_intact
 from callbacks.checkpoints.io import DurableCheckpointIO
 from callbacks.checkpoints.progress import (
     batches_done,
@@ -31,9 +30,11 @@ from callbacks.checkpoints.progress import (
     saved_at,
     settled,
 )
+from callbacks.checkpoints.structure import check_best, check_optimizer, check_state, misfit
 
 Kind = TypeVar("Kind", bound=Callback)
 
+TAKEN = ("callbacks", "optimizer_states", "lr_schedulers", "hyper_parameters")  # of a checkpoint, kept for a moment
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -95,15 +96,19 @@ class StopAndResume(Callback):
 
     A resumed run writes to a folder of its own. What was best so far is copied there, so that the best of the whole
     run is chosen in the end.
+
+    Attributes:
+        resuming: Whether a checkpoint is being taken over: what is raised now is about that.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.resuming = False
         self._signum: int | None = None
         self._before: dict[int, Any] = {}  # handlers
         self._between = False  # batches: nothing is half done, and validation, if it is due, is not done
         self._resumed = False  # from a checkpoint, and no batch since
-        self._states: dict[str, Any] = {}  # callbacks' from that checkpoint
+        self._taken: dict[str, Any] = {}  # that checkpoint
 
     # ---- stopping ------------------------------------------------------------------------------------------
 
@@ -150,6 +155,7 @@ class StopAndResume(Callback):
             rank_zero_info(f"going on after {where}, whose train/ metrics are of the rest")
         for callback in callbacks_of(trainer, StochasticWeightAveraging) if self._resumed else []:
             callback.on_train_epoch_start(trainer, pl_module)  # it takes its state over there only
+        self.resuming = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last checkpoint was written a moment ago, unless there is no callback for it."""
@@ -207,31 +213,73 @@ class StopAndResume(Callback):
         """Make the loops' counters agree before Lightning reads them."""
         if trainer.state.fn == TrainerFn.FITTING and "fit_loop" in checkpoint.get("loops", {}):
             checkpoint["loops"] = {**checkpoint["loops"], "fit_loop": settled(checkpoint["loops"]["fit_loop"])}
-            self._resumed = True
-            self._states = dict(checkpoint.get("callbacks", {}))
+            self._resumed = self.resuming = True
+            self._taken = {key: checkpoint.get(key) for key in TAKEN}
+            for callback, state in self._of_checkpoints(trainer):
+                if state["dirpath"] == callback.dirpath:
+                    check_best(state, callback.monitor is not None)
         if trainer.state.fn != TrainerFn.FITTING:
             # WeightAveraging would put the weights in training in place of the averaged ones.
             checkpoint.pop("current_model_state", None)
 
+    def _of_checkpoints(self, trainer: Trainer) -> list[tuple[ModelCheckpoint, dict[str, Any]]]:
+        """The checkpoint callbacks that have a state in the checkpoint, and that."""
+        states = self._taken["callbacks"] or {}
+        return [(one, states[one.state_key]) for one in model_checkpoints(trainer) if one.state_key in states]
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over what was best so far: Lightning forgets it where the folder is another."""
-        for callback in model_checkpoints(trainer) if self._resumed else []:
-            state = self._states.get(callback.state_key, {})
-            score, name = state.get("best_model_score"), Path(state.get("best_model_path") or "?").name
-            if callback.monitor is None or score is None or str(callback.dirpath) == str(state.get("dirpath")):
+        """Refuse optimisers and schedules that are not the run's; take over what was best so far."""
+        if not self._resumed:
+            return
+        then, now = (hparams or {} for hparams in (self._taken["hyper_parameters"], pl_module.hparams))
+        averaged = callbacks_of(trainer, StochasticWeightAveraging)  # which has a schedule of its own in the end
+        check_optimisation(self._taken, trainer, then.get("schedule") == now.get("schedule") and not averaged)
+        for callback, state in self._of_checkpoints(trainer):
+            if state["dirpath"] == callback.dirpath:
+                continue
+            # Lightning forgets the score where the folder is another, not the path.
+            score, name, callback.best_model_path = state["best_model_score"], Path(state["best_model_path"]).name, ""
+            if callback.monitor is None or score is None:
                 continue
             # Beside the checkpoint that is resumed, wherever the run lies now; a file's word for another place is none.
-            best, copied = Path(str(trainer.ckpt_path)).with_name(name), Path(str(callback.dirpath)) / name
-            wrong = damage(best)
+            best, copied = Path(str(trainer.ckpt_path)).with_name(name or "?"), Path(str(callback.dirpath)) / name
+            wrong = copy_intact(best, copied if trainer.is_global_zero else None)
             if wrong is not None:
                 rank_zero_warn(f"{best}: {wrong}. The best of the run is chosen from what follows only.")
                 continue
-            if trainer.is_global_zero:
-                copied.parent.mkdir(parents=True, exist_ok=True)
-                for file, copy in ((best, copied), (sidecar(best), sidecar(copied))):
-                    with suppress(FileNotFoundError):
-                        shutil.copyfile(file, copy)
             remember_best(callback, copied, score)
+        self._taken = {}
+
+
+def check_optimisation(checkpoint: Mapping[str, Any], trainer: Trainer, same_schedule: bool) -> None:
+    """Refuse optimisers' and schedules' states of another kind than the trainer's own, which are set up.
+
+    Args:
+        checkpoint: As Lightning wrote it.
+        trainer: At the start of its run.
+        same_schedule: Whether the schedules are those of the checkpoint's run. Another leaves other keys behind.
+
+    Raises:
+        MisfitError: One line that names the first place.
+    """
+    kinds = (bool, str, type(None))  # settings, where numbers are states
+    for optimizer, theirs in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=False):
+        check_optimizer(theirs, [parameter for group in optimizer.param_groups for parameter in group["params"]])
+        ours, groups = optimizer.state_dict()["param_groups"], theirs.get("param_groups")
+        groups = groups if isinstance(groups, list) and len(groups) == len(ours) else [{}] * len(ours)
+        for group, own in zip(groups, ours, strict=True):
+            missing = own.keys() - group.keys() - (set() if same_schedule else {"initial_lr"})
+            if missing or group["params"] != own["params"] or not isinstance(group.get("fused"), bool | None):
+                raise misfit("optimizer_states.param_groups", sorted(missing) or "other parameters", "the model's")
+            common = (own.keys() & group.keys()) - {"params", "fused"}  # mixed precision may have been another
+            check_state({k: group[k] for k in common}, {k: own[k] for k in common}, "optimizer_states", kinds)
+    for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=False):
+        own = config.scheduler.state_dict()
+        shadowing = any(key not in own and hasattr(type(config.scheduler), str(key)) for key in state)
+        if shadowing or (same_schedule and state.keys() != own.keys()):
+            raise misfit("lr_schedulers", state, f"the state of a {type(config.scheduler).__name__}")
+        common = own.keys() & state.keys()
+        check_state({k: state[k] for k in common}, {k: own[k] for k in common}, "lr_schedulers", kinds)
 
 
 def _averaged(trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -211,13 +211,10 @@ def load(checkpoint: Checkpoint, root: str) -> tuple[AlexNetClassifier, CIFAR10D
     path, settings = checkpoint.path, checkpoint.settings
     if not settings["data"] or checkpoint.statistics is None:
         refuse(f"{path}: does not say which images it was trained on. Use a checkpoint that fit.py wrote.")
-    try:
-        model = AlexNetClassifier(**{**settings["model"], "compile": False})
-        size = settings["model"]["image_size"]  # model and data agree on it, so it is kept once
-        datamodule = CIFAR10DataModule(**settings["data"], image_size=size, root=root)
-    except (TypeError, KeyError, ValueError) as error:
-        refuse(f"{path}: its settings are not this version's ({error}). Use a checkpoint of this version.")
-    checkpoint.check_fits(model)
+    checkpoint.check_settings()
+    model = AlexNetClassifier(**{**settings["model"], "compile": False})
+    size = settings["model"]["image_size"]  # model and data agree on it, so it is kept once
+    datamodule = CIFAR10DataModule(**settings["data"], image_size=size, root=root)
     model.load_state_dict(checkpoint.state_dict)
     datamodule.load_state_dict(checkpoint.statistics)
     with argument_errors("--"):  # --root is all that comes from the command line

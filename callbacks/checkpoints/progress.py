@@ -73,6 +73,12 @@ def progress_of(trainer: Trainer) -> tuple[int, int]:
     return epochs_and_batches({"loops": {"fit_loop": trainer.fit_loop.state_dict()}})
 
 
+def loops_of(trainer: Trainer) -> dict[str, Any]:
+    """The loops' states as a checkpoint has them, by the loops' names."""
+    names = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
+    return {name: getattr(trainer, name).state_dict() for name in names}
+
+
 def batches_done(trainer: Trainer) -> int:
     """How many batches of the next epoch to begin a resumed run has had before, when training begins.
 

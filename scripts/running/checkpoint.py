@@ -6,6 +6,7 @@ import io
 import math
 import os
 import pickle
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,10 +19,20 @@ import yaml
 
 from callbacks.checkpoints.files import DamagedCheckpointError, open_intact, previous
 from callbacks.checkpoints.progress import epochs_and_batches, trained_epochs
+from callbacks.checkpoints.structure import MisfitError, all_finite, check_checkpoint, kind
 from datamodules import CIFAR10DataModule
+from lightning_modules import AlexNetClassifier
 from running.checks import batches_an_epoch
 from running.errors import refuse
 
+VERSION = "pytorch-lightning_version"
+# What Lightning and we look into at once.
+KINDS: dict[str, type] = {
+    **dict.fromkeys(("state_dict", "loops", "callbacks", "hyper_parameters", "datamodule_hyper_parameters"), dict),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
+    **dict.fromkeys(("epoch", "global_step"), int),
+    "CIFAR10DataModule": dict,
+}
 # A checkpoint brings its own data settings along, but not where the data lie or what follows from other settings.
 LEFT_OUT = {"model": {"_instantiator", "seed"}, "data": {"_instantiator", "seed", "image_size", "root"}}
 
@@ -61,6 +72,10 @@ class Checkpoint:
             refuse(f"{path}: can't be read as a checkpoint ({reason}). Use one that fit.py wrote.")
         if not isinstance(contents, dict) or "state_dict" not in contents:
             refuse(f"{path}: has no state_dict. Use a checkpoint that fit.py wrote.")
+        for key, wanted in KINDS.items():
+            if key in contents and not isinstance(contents[key], wanted):
+                wrong = f"{key} is a {type(contents[key]).__name__}, expected a {wanted.__name__}"
+                refuse(f"{path}: {wrong}. Use a checkpoint that fit.py wrote.")
         return cls(path, contents)
 
     @classmethod
@@ -133,16 +148,42 @@ class Checkpoint:
         """Where the run's best weights are, beside it."""
         return self.path.with_name("best.ckpt")
 
-    def check_fits(self, model: torch.nn.Module) -> None:
-        """Refuse a checkpoint whose tensors are not the model's, naming the first that differs."""
+    def check_fits(self, model: torch.nn.Module, trainer: Any = None) -> None:
+        """Refuse a checkpoint whose tensors are not the model's, or its state not the trainer's, naming the first."""
         theirs, ours = self.state_dict, model.state_dict()
         for key in [*ours, *theirs]:
-            shapes = [tuple(state[key].shape) if key in state else "missing" for state in (theirs, ours)]
+            shapes = [kind(state[key]) if key in state else "missing" for state in (theirs, ours)]
             if shapes[0] != shapes[1]:
                 refuse(
                     f"{self.path}: {key} is {shapes[0]} in the checkpoint and {shapes[1]} in the model. "
                     "Leave out --model flags and configs that change the network, or use another checkpoint."
                 )
+            if not all_finite(theirs[key]):
+                refuse(f"{self.path}: {key} is NaN or infinite, expected finite weights. Use another checkpoint.")
+        if trainer is not None:
+            try:
+                check_checkpoint(self.contents, trainer, [*model.parameters()])
+            except MisfitError as error:
+                refuse(f"{self.path}: {error}")
+
+    def check_settings(self) -> None:
+        """Refuse settings that are not those of its weights, or none at all, before anything is made of them."""
+        try:
+            yaml.safe_dump(self.settings)  # plain values
+            if not re.fullmatch(r"2(\.\d+){2}\w*(\.\w+)?", version := str(self.contents.get(VERSION))):
+                raise ValueError(f"{VERSION} {version}, expected 2.6.6 or the like")
+            for name, value in [*self.settings["model"].items(), *self.settings["data"].items()]:
+                if isinstance(value, int | float) and not abs(value) <= 2**32:
+                    raise ValueError(f"{name}: {value}, expected at most {2**32}")
+            with torch.device("meta"):  # shapes without numbers, for which there may be no memory
+                model = AlexNetClassifier(**{**self.settings["model"], "compile": False})
+            data = CIFAR10DataModule(**self.settings["data"], image_size=self.settings["model"]["image_size"])
+            if self.statistics is not None:
+                data.load_state_dict(self.statistics)
+        except Exception as error:  # of any kind, whatever its values make of it
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            refuse(f"{self.path}: its settings are not this version's ({reason}). Use a checkpoint of this version.")
+        self.check_fits(model)
 
 
 def check_resume(checkpoint: Checkpoint, trainer: Any, datamodule: CIFAR10DataModule) -> None:

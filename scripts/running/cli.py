@@ -22,8 +22,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from callbacks import LOOKS
 from callbacks.checkpoints.files import CheckpointError, NotFiniteError
 from callbacks.checkpoints.io import DurableCheckpointIO
+from callbacks.checkpoints.structure import MisfitError
 from callbacks.run_history import RunHistory
-from callbacks.stop_and_resume import StopAndResume
+from callbacks.stop_and_resume import StopAndResume, callbacks_of
 from callbacks.stop_on_divergence import StopOnDivergence, account
 from datamodules import CIFAR10DataModule, sources
 from lightning_modules import AlexNetClassifier
@@ -79,6 +80,11 @@ def one_line_failures(trainer: Trainer) -> Iterator[None]:
         refuse(flagged(account(trainer, str(error)), "--model."), status=3)
     except CheckpointError as error:
         refuse(str(error), status=1)
+    except Exception as error:
+        if not any(callback.resuming for callback in callbacks_of(trainer, StopAndResume)):
+            raise
+        wrong = f"can't be taken over ({type(error).__name__}: {error}). Use one that fit.py wrote."
+        refuse(f"{trainer.ckpt_path}: {error if isinstance(error, MisfitError) else wrong}")
 
 
 def under_flag(flag: str, instantiate: Callable[..., Any] = lambda class_type, *a, **k: class_type(*a, **k)) -> Any:
@@ -163,6 +169,7 @@ class ExperimentCLI(LightningCLI):
                 refuse(f"--ckpt_path: `{name}` without a checkpoint would score random weights. Name a .ckpt file.")
             return
         self.checkpoint = newest_run(self.config[name]) if ckpt_path == "last" else Checkpoint.read(Path(ckpt_path))
+        self.checkpoint.check_settings()
         run = run_settings(self.checkpoint, name)
         if self.config[name].trainer.callbacks:  # the command's own, which `callbacks+` would only add to the run's
             run.get("trainer", {}).pop("callbacks", None)
