@@ -11,7 +11,9 @@ import errno
 import hashlib
 import io
 import os
+import pickle
 import stat
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -176,6 +178,22 @@ def open_intact(path: Path) -> Opened:
     if before is not None:
         return Opened(before, previous(path), wrong)
     raise DamagedCheckpointError(f"{path}: {wrong}, and there is no earlier one beside it. Use another checkpoint.")
+
+
+def load_plain(contents: bytes, map_location: Any = "cpu") -> Any:
+    """Tensors and plain values from a checkpoint's bytes, without running any code of theirs.
+
+    Raises:
+        pickle.UnpicklingError: If there is more in it.
+        ValueError: If it is no zip file, or one that unpacks to more than it is.
+    """
+    file = io.BytesIO(contents)
+    if not zipfile.is_zipfile(file):
+        raise ValueError("no zip file")
+    with zipfile.ZipFile(file) as parts:  # as torch stores them; packed, three megabytes can be three gigabytes
+        if sum(part.file_size for part in parts.infolist()) > len(contents):
+            raise ValueError("it is packed")
+    return torch.load(io.BytesIO(contents), map_location, weights_only=True)
 
 
 def damage(path: Path) -> str | None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from callbacks.checkpoints.files import NotFiniteError, open_intact, previous, sidecar, write_checkpoint
+from callbacks.checkpoints.files import NotFiniteError, load_plain, open_intact, previous, sidecar, write_checkpoint
 from callbacks.checkpoints.structure import all_finite
 
 
@@ -62,7 +60,7 @@ class DurableCheckpointIO(CheckpointIO):
         opened = open_intact(Path(path))
         if opened.wrong is not None:
             rank_zero_warn(f"{path}: {opened.wrong}. Took {opened.path} instead.")
-        contents: dict[str, Any] = torch.load(io.BytesIO(opened.contents), map_location=map_location, weights_only=True)
+        contents: dict[str, Any] = load_plain(opened.contents, map_location)
         return contents
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:

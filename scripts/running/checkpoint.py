@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import pickle
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from callbacks.checkpoints.files import DamagedCheckpointError, open_intact, previous
+from callbacks.checkpoints.files import DamagedCheckpointError, load_plain, open_intact, previous
 from callbacks.checkpoints.progress import epochs_and_batches, trained_epochs
 from callbacks.checkpoints.structure import MisfitError, all_finite, check_checkpoint, kind
 from datamodules import CIFAR10DataModule
@@ -31,7 +30,6 @@ KINDS: dict[str, type] = {
     **dict.fromkeys(("state_dict", "loops", "callbacks", "hyper_parameters", "datamodule_hyper_parameters"), dict),
     **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
     **dict.fromkeys(("epoch", "global_step"), int),
-    "CIFAR10DataModule": dict,
 }
 # A checkpoint brings its own data settings along, but not where the data lie or what follows from other settings.
 LEFT_OUT = {"model": {"_instantiator", "seed"}, "data": {"_instantiator", "seed", "image_size", "root"}}
@@ -57,12 +55,14 @@ class Checkpoint:
         """
         if not path.exists() and not previous(path).is_file():
             refuse(f"--ckpt_path: {path} is no file. Name one, such as logs/alexnet/version_0/checkpoints/best.ckpt.")
+        if not str(path).isprintable():  # Lightning prints it as it is
+            refuse(f"--ckpt_path: {path}, expected a name that a terminal can show. Rename it.")
         try:
             opened = open_intact(path)
             if opened.wrong is not None:
                 print(f"warning: {path}: {opened.wrong}. Taking the one before it, {opened.path}.", file=sys.stderr)
             path = opened.path
-            contents = torch.load(io.BytesIO(opened.contents), map_location="cpu", weights_only=True)
+            contents = load_plain(opened.contents)
         except DamagedCheckpointError as error:
             refuse(str(error))
         except pickle.UnpicklingError:
@@ -178,8 +178,8 @@ class Checkpoint:
             with torch.device("meta"):  # shapes without numbers, for which there may be no memory
                 model = AlexNetClassifier(**{**self.settings["model"], "compile": False})
             data = CIFAR10DataModule(**self.settings["data"], image_size=self.settings["model"]["image_size"])
-            if self.statistics is not None:
-                data.load_state_dict(self.statistics)
+            if "CIFAR10DataModule" in self.contents:
+                data.load_state_dict(self.contents["CIFAR10DataModule"])
         except Exception as error:  # of any kind, whatever its values make of it
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             refuse(f"{self.path}: its settings are not this version's ({reason}). Use a checkpoint of this version.")

@@ -30,7 +30,7 @@ from datamodules import CIFAR10DataModule, sources
 from lightning_modules import AlexNetClassifier
 from running.checkpoint import Checkpoint
 from running.checks import check_nothing_in_the_way
-from running.errors import argument_errors, flagged, refuse
+from running.errors import argument_errors, flagged, printable, refuse
 from running.flags import HELP, nearest
 from running.memory import keep_memory
 from running.settings import (
@@ -186,10 +186,11 @@ class ExperimentCLI(LightningCLI):
         if name == "fit":
             for key, (was, _) in without_effect(changes).items():
                 self.config[name][key] = was
-                print(f"--{key}: has no effect, the optimiser and its schedule go on with {was}", file=sys.stderr)
+                said_of_it = f"--{key}: has no effect, the optimiser and its schedule go on with {was}"
+                print(printable(said_of_it), file=sys.stderr)
                 del changes[key]
         listed = ", ".join(f"--{key} {value} (was {was})" for key, (was, value) in changes.items())
-        print(f"{said}; overridden: {listed}" if listed else f"{said}; -c and flags override them")
+        print(printable(f"{said}; overridden: {listed}" if listed else f"{said}; -c and flags override them"))
 
     @property
     def settings(self) -> Any:
