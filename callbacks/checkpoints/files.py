@@ -11,7 +11,6 @@ import errno
 import hashlib
 import io
 import os
-import pickle
 import stat
 import zipfile
 from collections.abc import Mapping

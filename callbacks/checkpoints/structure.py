@@ -100,8 +100,10 @@ def check_optimizer(theirs: Any, parameters: Sequence[Tensor]) -> None:
             raise misfit(f"{place}.{number}", values, "what the others have")
         for key, value in values.items():
             shape = () if key == "step" else tuple(parameters[number].shape)
-            if kind(value) != shape or not all_finite(value):
-                raise misfit(f"{place}.{number}.{key}", value, f"finite numbers of shape {shape}")
+            fits = kind(value) == shape  # first: one of another shape may have no end
+            if not fits or not all_finite(value):
+                shown = "NaN or infinite" if fits else value
+                raise misfit(f"{place}.{number}.{key}", shown, f"finite numbers of shape {shape}")
 
 
 def check_best(theirs: Mapping[str, Any], monitored: bool) -> None:
@@ -120,8 +122,6 @@ def check_best(theirs: Mapping[str, Any], monitored: bool) -> None:
 def misfit(place: str, theirs: Any, expected: Any) -> MisfitError:
     """The error: what a checkpoint has at a place, and what was expected there."""
     shown = theirs if isinstance(theirs, str | int | float) else kind(theirs)
-    if isinstance(theirs, Tensor) and theirs.layout == torch.strided and not all_finite(theirs):
-        shown = "NaN or infinite"
     return MisfitError(f"{place}: {str(shown)[:80]}, expected {expected}. Use one that fit.py wrote.")
 
 
