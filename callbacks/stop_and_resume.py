@@ -177,7 +177,11 @@ class StopAndResume(Callback):
     ) -> None:
         self._between = not is_accumulating(trainer)
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.resuming = False
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.resuming &= trainer.state.fn == TrainerFn.FITTING
         if self._between:
             self._stop_if_asked(trainer)
 
@@ -211,9 +215,10 @@ class StopAndResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the loops' counters agree before Lightning reads them."""
+        self.resuming = True
         if trainer.state.fn == TrainerFn.FITTING and "fit_loop" in checkpoint.get("loops", {}):
             checkpoint["loops"] = {**checkpoint["loops"], "fit_loop": settled(checkpoint["loops"]["fit_loop"])}
-            self._resumed = self.resuming = True
+            self._resumed = True
             self._taken = {key: checkpoint.get(key) for key in TAKEN}
             for callback, state in self._of_checkpoints(trainer):
                 if state["dirpath"] == callback.dirpath:

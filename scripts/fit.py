@@ -102,7 +102,8 @@ class FitCLI(ExperimentCLI):
             checkpoint.check_fits(model, trainer)
             datamodule.setup("validate" if stage == "val" else "test")
             check_folders(trainer)
-        (trainer.validate if stage == "val" else trainer.test)(model, datamodule, **kwargs)
+        with one_line_failures(trainer):
+            (trainer.validate if stage == "val" else trainer.test)(model, datamodule, **kwargs)
         figures = {"epochs": checkpoint.epochs, **measured(trainer, self.history, stage)}
         report(trainer, datamodule, {**figures, "seconds": round(time.monotonic() - start, 1)}, self.settings)
 
