@@ -170,7 +170,7 @@ class Checkpoint:
         """Refuse settings that are not those of its weights, or none at all, before anything is made of them."""
         try:
             yaml.safe_dump(self.settings)  # plain values
-            if not re.fullmatch(r"2(\.\d+){2}\w*(\.\w+)?", version := str(self.contents.get(VERSION))):
+            if not re.fullmatch(r"2(\.\d+){2}\w*(\.\w+)?", version := str(self.contents.setdefault(VERSION, "2.6.6"))):
                 raise ValueError(f"{VERSION} {version}, expected 2.6.6 or the like")
             for name, value in [*self.settings["model"].items(), *self.settings["data"].items()]:
                 if isinstance(value, int | float) and not abs(value) <= 2**32:
