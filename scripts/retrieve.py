@@ -213,12 +213,12 @@ def load(checkpoint: Checkpoint, root: str) -> tuple[AlexNetClassifier, CIFAR10D
         root: Folder with CIFAR-10.
     """
     path, settings = checkpoint.path, checkpoint.settings
-    if not settings["data"] or checkpoint.statistics is None:
+    if not settings["data"] or not settings["model"] or checkpoint.statistics is None:
         refuse(f"{path}: does not say which images it was trained on. Use a checkpoint that fit.py wrote.")
     checkpoint.check_settings()
     model = AlexNetClassifier(**{**settings["model"], "compile": False})
-    size = settings["model"]["image_size"]  # model and data agree on it, so it is kept once
-    datamodule = CIFAR10DataModule(**settings["data"], image_size=size, root=root)
+    # Model and data agree on the size, so it is kept once.
+    datamodule = CIFAR10DataModule(**settings["data"], image_size=model.net.image_size, root=root)
     model.load_state_dict(checkpoint.state_dict)
     datamodule.load_state_dict(checkpoint.statistics)
     with argument_errors("--"):  # --root is all that comes from the command line

@@ -177,13 +177,14 @@ class Checkpoint:
                     raise ValueError(f"{name}: {value}, expected at most {2**32}")
             with torch.device("meta"):  # shapes without numbers, for which there may be no memory
                 model = AlexNetClassifier(**{**self.settings["model"], "compile": False})
-            data = CIFAR10DataModule(**self.settings["data"], image_size=self.settings["model"]["image_size"])
+            data = CIFAR10DataModule(**self.settings["data"], image_size=model.net.image_size)
             if "CIFAR10DataModule" in self.contents:
                 data.load_state_dict(self.contents["CIFAR10DataModule"])
         except Exception as error:  # of any kind, whatever its values make of it
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             refuse(f"{self.path}: its settings are not this version's ({reason}). Use a checkpoint of this version.")
-        self.check_fits(model)
+        if self.settings["model"]:  # else the command line says what they fit
+            self.check_fits(model)
 
 
 def check_resume(checkpoint: Checkpoint, trainer: Any, datamodule: CIFAR10DataModule) -> None:
