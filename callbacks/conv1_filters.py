@@ -83,7 +83,8 @@ class Conv1Filters(EveryNEpochs):
         return {} if self._start is None else {"start": self._start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._start = state_dict.get("start")
+        start = state_dict.get("start")
+        self._start = start if isinstance(start, Tensor) and bool(start.isfinite().all()) else None
 
     def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
         step, name = trainer.global_step, self.layer.removeprefix("net.")

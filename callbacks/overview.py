@@ -85,7 +85,8 @@ class Overview(Looking):
         return {"best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._best = state_dict["best"]
+        best = state_dict["best"]
+        self._best = None if best is None else float(best)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.disabled(trainer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any
@@ -51,12 +52,13 @@ class RunHistory(Callback):
         return {"epochs": self.epochs, "resumed": self.resumed, "seconds": self.seconds, **passes, **newest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.epochs = [dict(entry) for entry in state_dict["epochs"]]
+        self.epochs = [_figures(entry, "epoch", "seconds") for entry in state_dict["epochs"]]
         self.resumed = state_dict["resumed"] + 1
         self.before = state_dict["seconds"]
         if "images" in state_dict:  # not before this class counted them
-            self.images, self.validations = dict(state_dict["images"]), dict(state_dict["validations"])
-            self._validation, self._counted["train"] = dict(state_dict["validation"]), state_dict["counted"]
+            self.images, self._validation = _figures(state_dict["images"]), _figures(state_dict["validation"])
+            self.validations = {int(step): _figures(entry) for step, entry in state_dict["validations"].items()}
+            self._counted["train"] = state_dict["counted"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.monotonic()
@@ -120,6 +122,15 @@ def epoch_line(entry: dict[str, float], epochs: int | None, best: bool) -> str:
         said = [f"{n} {v:.4f}" if n == "loss" else f"{n} {100 * v:.2f} %" for n, v in values.items()]
         words += [f"{stage} {' '.join(said)},"] if said else []
     return " ".join([*words, f"{entry['seconds']:.1f} s", *(["best"] if best else [])])
+
+
+def _figures(entry: dict[str, Any], *needed: str) -> dict[str, Any]:
+    """A copy of what a checkpoint holds of an epoch; a ValueError where that is no figures by name."""
+    if any(name not in entry for name in needed) or any(isinstance(v, bool | str) for v in entry.values()):
+        raise ValueError(f"{entry}, expected an epoch's figures")
+    if not all(isinstance(name, str) and math.isfinite(value) for name, value in entry.items()):
+        raise ValueError(f"{entry}, expected finite figures")
+    return dict(entry)
 
 
 def _metrics(trainer: Trainer, stage: str) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from callbacks.checkpoints.files import damage, sidecar
+from callbacks.checkpoints.files import copy_intact
 from callbacks.checkpoints.io import DurableCheckpointIO
 from callbacks.checkpoints.progress import (
     count_steps_anew,
@@ -39,9 +38,11 @@ from callbacks.checkpoints.progress import (
     settled,
     skip_batches,
 )
+from callbacks.checkpoints.structure import check_best, check_optimisation, check_state
 
 Kind = TypeVar("Kind", bound=Callback)
 
+TAKEN = ("callbacks", "optimizer_states", "lr_schedulers", "hyper_parameters")  # of a checkpoint, kept for a moment
 # Ctrl-C, `kill` and a terminal that closes, which Windows does not know.
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 
@@ -113,17 +114,22 @@ class StopAndResume(Callback):
 
     A resumed run writes to a folder of its own. What was best so far is copied there, so that the best of the whole
     run is chosen in the end.
+
+    Attributes:
+        resuming: Whether a checkpoint, if there is one, is being taken over: what is raised now is about that.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.resuming = False
         self._signum: int | None = None
         self._before: dict[int, Any] = {}  # handlers
         self._validated = False  # after the newest batch of training
         self._accumulating = False  # gradients wait for their optimiser step
         self._resumed = False  # from a checkpoint, and no batch since
         self._ends = False  # has made all its steps, but its epoch is not over
-        self._states: dict[str, Any] = {}  # callbacks' from that checkpoint
+        self._taken: dict[str, Any] = {}  # that checkpoint
+        self._states: dict[str, Any] = {}  # callbacks' in it
         self._kept: dict[str, Any] = {}  # our own in it
 
     # ---- stopping ------------------------------------------------------------------------------------------
@@ -167,6 +173,7 @@ class StopAndResume(Callback):
             self._before = {signum: signal.signal(signum, self._ask) for signum in taken}
         if self._resumed:
             self._go_on(trainer, pl_module)
+        self.resuming = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The epoch's pictures: matplotlib's figures are cycles, and Python leaves those to a collection that is due
@@ -182,8 +189,9 @@ class StopAndResume(Callback):
             count_steps_anew(trainer)
             for callback in callbacks_of(trainer, GradientAccumulationScheduler):
                 callback.on_train_epoch_start(trainer, pl_module)  # which a run that goes on in mid-epoch leaves out
-            for name, gradient in self._kept.get("gradients", {}).items():
-                pl_module.get_parameter(name).grad = gradient.to(pl_module.device)
+            gradients = self._kept.get("gradients", {})
+            for name, weight in pl_module.named_parameters():
+                weight.grad = gradients[name].to(pl_module.device).contiguous() if name in gradients else None
             self._resumed = False
 
     def on_train_batch_end(
@@ -191,7 +199,11 @@ class StopAndResume(Callback):
     ) -> None:
         self._validated, self._accumulating = False, is_accumulating(trainer)
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.resuming = False
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.resuming &= trainer.state.fn == TrainerFn.FITTING
         self._stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -226,6 +238,7 @@ class StopAndResume(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have files of weights alone hold what validation measured, as whole checkpoints do: averaged weights."""
+        self.resuming = True
         io = trainer.strategy.checkpoint_io
         if stage == "fit" and isinstance(io, DurableCheckpointIO):
             io.complete = partial(_averaged, trainer)
@@ -257,11 +270,15 @@ class StopAndResume(Callback):
             loop = settled(checkpoint["loops"]["fit_loop"], self._validated)
             checkpoint["loops"] = {**checkpoint["loops"], "fit_loop": loop}
             self._resumed = True
+            self._taken = {key: checkpoint.get(key) for key in TAKEN}
             self._states = dict(checkpoint.get("callbacks", {}))
             batches = epochs_and_batches(checkpoint)[1]
             self._ends = batches > 0 and trainer.max_steps == checkpoint["global_step"]
             if not batches:  # the epoch that they are of is over
                 self._kept = {**self._kept, "train_metrics": {}, "gradients": {}}
+            for callback, state in self._of_checkpoints(trainer):
+                if state["dirpath"] == callback.dirpath:
+                    check_best(state, callback.monitor is not None)
         if trainer.state.fn != TrainerFn.FITTING:
             # WeightAveraging would put the weights in training in place of the averaged ones.
             checkpoint.pop("current_model_state", None)
@@ -290,28 +307,39 @@ class StopAndResume(Callback):
                 for group, rate in zip(groups, rates, strict=True):
                     group["lr"] = rate
 
+    def _of_checkpoints(self, trainer: Trainer) -> list[tuple[ModelCheckpoint, dict[str, Any]]]:
+        """The checkpoint callbacks that have a state in the checkpoint, and that."""
+        found = [(callback, self._states.get(callback.state_key)) for callback in model_checkpoints(trainer)]
+        return [(callback, state) for callback, state in found if state is not None]
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over what was best so far: Lightning forgets it where the folder is another."""
+        """Refuse optimisers, schedules and gradients that are not the run's; take over what was best so far."""
+        if not self._resumed:
+            return
         if self._ends:
             raise_max_steps(trainer, 1)
-        for callback in model_checkpoints(trainer) if self._resumed else []:
-            state, kept = self._states.get(callback.state_key, {}), {}
-            if callback.monitor is None or str(callback.dirpath) == str(state.get("dirpath")):
+        then, now = (hparams or {} for hparams in (self._taken["hyper_parameters"], pl_module.hparams))
+        averaged = callbacks_of(trainer, StochasticWeightAveraging)  # which has a schedule of its own in the end
+        check_optimisation(self._taken, trainer, then.get("schedule") == now.get("schedule") and not averaged)
+        gradients = self._kept.get("gradients", {})
+        weights = {name: weight for name, weight in pl_module.named_parameters() if name in gradients}
+        check_state(gradients, weights, "gradients")
+        self._taken = {}
+        for callback, state in self._of_checkpoints(trainer):
+            if state["dirpath"] == callback.dirpath:
                 continue
-            for path, score in state.get("best_k_models", {}).items():
+            kept: dict[Path, Any] = {}
+            callback.best_model_path = ""  # Lightning forgets the score where the folder is another, not the path
+            for path, score in state["best_k_models"].items() if callback.monitor else []:
                 # Beside the checkpoint that is resumed, wherever the run lies now; a file's word for another place is
                 # none.
-                best = Path(str(trainer.ckpt_path)).with_name(Path(path).name)
-                wrong = damage(best)
-                if wrong is not None:
+                best = Path(str(trainer.ckpt_path)).with_name(Path(path).name or "?")
+                copied = Path(str(callback.dirpath)) / best.name
+                wrong = copy_intact(best, copied if trainer.is_global_zero else None)
+                if wrong is None:
+                    kept[copied] = score
+                else:
                     rank_zero_warn(f"{best}: {wrong}. The best of the run is chosen from what follows only.")
-                    continue
-                kept[copied := Path(str(callback.dirpath)) / best.name] = score
-                if trainer.is_global_zero:
-                    copied.parent.mkdir(parents=True, exist_ok=True)
-                    for file, copy in ((best, copied), (sidecar(best), sidecar(copied))):
-                        with suppress(FileNotFoundError):
-                            shutil.copyfile(file, copy)
             if kept:
                 remember_best(callback, kept)
 

@@ -207,7 +207,14 @@ class CIFAR10DataModule(LightningDataModule):
         return {key: value.clone() for key, value in self.statistics._asdict().items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.statistics = RGBStatistics(**state_dict)
+        """Raise a ValueError if these are no statistics: a checkpoint may come from anywhere."""
+        found = RGBStatistics(**state_dict)
+        for name, value in found._asdict().items():
+            shape = (3, 3) if name == "eigvecs" else (3,)
+            plain = isinstance(value, Tensor) and value.shape == shape and value.is_floating_point()
+            if not plain or not value.isfinite().all() or (name in ("std", "eigvals") and value.min() < 0):
+                raise ValueError(f"{name}: no statistics of RGB values, expected {shape}. Use another checkpoint.")
+        self.statistics = found
 
     def train_dataloader(self) -> DataLoader[RawBatch]:
         """Augmented, in a new order every epoch."""

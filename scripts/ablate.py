@@ -32,7 +32,7 @@ from ablation.sweep import Sweep, dask_engine, delete_logs, local_engine, local_
 from ablation.table import RULE, comparable, compare, markdown, read_runs
 from rich.console import Console
 from rich.table import Table
-from running.errors import ScriptParser, refuse
+from running.errors import ScriptParser, printable, refuse
 from running.outputs import check_output
 
 from callbacks.checkpoints.files import write_whole
@@ -91,7 +91,7 @@ def main(words: Sequence[str] | None = None) -> None:
         print(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them done before, {len(todo)} to do", flush=True)
         if options.dry_run:
             for job in todo:
-                print(job.shown_command)
+                print(printable(job.shown_command))
             raise SystemExit(0)
         options.out.mkdir(parents=True, exist_ok=True)
         held = lock(options.logs / ".lock")
@@ -99,7 +99,7 @@ def main(words: Sequence[str] | None = None) -> None:
             raise ValueError(f"{options.logs}: another ablate.py is at work, expected none. Choose another --out.")
         with held:
             for job in other:
-                print(f"again: {job}: {states[str(job)].split('. ')[0]}", flush=True)
+                print(printable(f"again: {job}: {states[str(job)].split('. ')[0]}"), flush=True)
                 job.summary.unlink(missing_ok=True)
                 delete_logs(job.folder)
             status = run(options, flags, todo, everything)
@@ -130,7 +130,7 @@ def tell(out: Path) -> bool:
     """Write table and plots of what is under ``out``, and print the table; False if there is nothing."""
     runs, lines = comparable(read_runs(out))
     for line in lines:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     if not runs:
         print(f"no runs under {out} yet", file=sys.stderr)
         return False
@@ -144,10 +144,10 @@ def tell(out: Path) -> bool:
         if figure is not None:
             figure.savefig(out / name)
             written.append(out / name)
-    console = Console()
+    console = Console(markup=False, emoji=False)  # a variant may be called b[exp a]
     console.print(table)
     console.print(RULE.replace("*", ""), style="dim", highlight=False)
-    console.print("written:", ", ".join(map(str, written)), soft_wrap=True)
+    console.print("written:", ", ".join(printable(path) for path in written), soft_wrap=True)
     return True
 
 

@@ -68,7 +68,7 @@ class FitCLI(ExperimentCLI):
             datamodule.setup("test")
             check_run(trainer, datamodule, model)
             if self.checkpoint is not None:
-                self.checkpoint.check_fits(model)
+                self.checkpoint.check_fits(model, trainer)
                 check_resume(self.checkpoint, trainer, datamodule, model)
             check_folders(trainer)
         announce_data(trainer, datamodule)
@@ -110,7 +110,7 @@ class FitCLI(ExperimentCLI):
         trainer, start, checkpoint = self.trainer, time.monotonic(), self.checkpoint
         assert checkpoint is not None  # parse_arguments has refused that
         with one_line_errors():
-            checkpoint.check_fits(model)
+            checkpoint.check_fits(model, trainer)
             datamodule.setup("validate" if stage == "val" else "test")
             check_folders(trainer)
         with one_line_failures(trainer):

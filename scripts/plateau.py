@@ -27,7 +27,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from running import markdown
 from running.cli import one_line_errors
-from running.errors import ScriptParser
+from running.errors import ScriptParser, argument_errors
+from running.figures import MAPPING, NUMBER, Kind, check_figures, read_figures
 from running.machine import versions
 from running.memory import keep_memory
 from running.outputs import check_output
@@ -39,6 +40,7 @@ from callbacks.checkpoints.files import write_whole
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
 
+LOSS = Kind("a loss", lambda value: isinstance(value, float))  # NaN and infinity too, where a trial ended
 LAYERS = (*activation_stats.LAYERS, "fc8")
 SIZE = 64  # pixels
 PLATEAU = math.log(10)
@@ -72,6 +74,11 @@ TRIALS = {
     "torch": Trial("PyTorch's own: uniform, within 1 / sqrt(fan_in)", {"init": "torch"}),
     "fast": Trial("He's, but N(0, 0.01) in conv1", {"init": "fast"}),
     "he": Trial("He's initialisation, biases 0", {"init": "he"}),
+}
+MEASURED = {
+    "settings": MAPPING,
+    "start": {layer: dict.fromkeys(("size", "spread", "step"), NUMBER) for layer in LAYERS},
+    "losses": [LOSS],
 }
 SHOWN = ("paper", "paper-raw", "paper-bias0", "code-raw-lr0.002", "code-raw-bias0.1", "he")  # in the picture
 
@@ -138,6 +145,17 @@ def run(trial: Trial, seed: int, steps: int | None, **data: Any) -> dict[str, An
     return {"start": start, "losses": losses, "data": datamodule.description}
 
 
+def read_kept(path: Path) -> dict[str, Any]:
+    """What is in the JSON file, by trial; a ValueError of one line where that is nothing this script wrote."""
+    remedy = "Delete it, and plateau.py measures anew"
+    kept = read_figures(path, remedy)
+    for name in kept.keys() & TRIALS.keys():
+        check_figures(kept[name], MEASURED, f"{path}: {name}", remedy)
+        if not kept[name]["losses"]:
+            raise ValueError(f"{path}: {name}: no losses, expected one for each step. {remedy}.")
+    return kept
+
+
 def end(losses: list[float], steps: int = 10) -> float:
     """The mean loss of the last steps."""
     return statistics.fmean(losses[-steps:])
@@ -190,7 +208,8 @@ def main() -> None:
         check_output(f"--{flag}", getattr(args, flag), mark)
     keep_memory()
     options = {key: getattr(args, key) for key in ("seed", "steps", "root", "source", "subset_size")}
-    kept: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
+    with argument_errors(""):
+        kept = read_kept(args.json) if args.json.exists() else {}
     for name in [] if args.plot else args.only or TRIALS:
         trial = TRIALS[name]
         settings = {"trial": trial._asdict(), **options}

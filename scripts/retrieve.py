@@ -22,7 +22,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -31,12 +31,21 @@ from PIL.JpegImagePlugin import JpegImageFile
 from rich.console import Console
 from rich.table import Table
 from running.checkpoint import Checkpoint
-from running.errors import ScriptParser, argument_errors, refuse
+from running.errors import ScriptParser, argument_errors, printable, refuse
 from running.outputs import check_output
 from torch import Tensor
 from tqdm import tqdm
 
-from callbacks.checkpoints.files import CheckpointError, damage, sidecar, write_checkpoint, write_whole
+from callbacks.checkpoints.files import (
+    CheckpointError,
+    damage,
+    load_plain,
+    read_regular,
+    sidecar,
+    write_checkpoint,
+    write_whole,
+)
+from callbacks.checkpoints.structure import all_finite, kind
 from callbacks.pure.knn import nearest_neighbours
 from callbacks.pure.retrieval_panel import retrieval_panel
 from datamodules import CIFAR10DataModule
@@ -198,11 +207,6 @@ def read_photos(words: Sequence[Path]) -> tuple[list[str], Tensor, list[str]]:
     return names, torch.stack(photos), skipped
 
 
-def printable(path: Path) -> str:
-    """A path that fits on one line of any terminal: a name may hold anything but a slash."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(path))
-
-
 # ---- the network, its gallery ------------------------------------------------------------------------------
 
 
@@ -214,15 +218,12 @@ def load(checkpoint: Checkpoint, root: str) -> tuple[AlexNetClassifier, CIFAR10D
         root: Folder with CIFAR-10.
     """
     path, settings = checkpoint.path, checkpoint.settings
-    if not settings["data"] or checkpoint.statistics is None:
+    if not settings["data"] or not settings["model"] or checkpoint.statistics is None:
         refuse(f"{path}: does not say which images it was trained on. Use a checkpoint that fit.py wrote.")
-    try:
-        model = AlexNetClassifier(**{**settings["model"], "compile": False})
-        size = settings["model"]["image_size"]  # model and data agree on it, so it is kept once
-        datamodule = CIFAR10DataModule(**settings["data"], image_size=size, root=root)
-    except (TypeError, KeyError, ValueError) as error:
-        refuse(f"{path}: its settings are not this version's ({error}). Use a checkpoint of this version.")
-    checkpoint.check_fits(model)
+    checkpoint.check_settings()
+    model = AlexNetClassifier(**{**settings["model"], "compile": False})
+    # Model and data agree on the size, so it is kept once.
+    datamodule = CIFAR10DataModule(**settings["data"], image_size=model.net.image_size, root=root)
     model.load_state_dict(checkpoint.state_dict)
     datamodule.load_state_dict(checkpoint.statistics)
     with argument_errors("--"):  # --root is all that comes from the command line
@@ -279,18 +280,22 @@ def cache_folder(path: Path) -> Path:
     return (folder.parent if folder.name == "checkpoints" else folder) / "retrieval_cache"
 
 
-def read_cache(path: Path, key: str, size: int) -> Tensor | None:
-    """Features ``(size, D)`` that were kept under ``key``; None, and a line on stderr, where they are damaged."""
+def read_cache(path: Path, key: str, shape: tuple[int, int]) -> Tensor | None:
+    """Features ``shape`` (G, D) that were kept under ``key``; None, and a line on stderr, where they are damaged."""
     if not path.is_file():
         return None
     wrong = damage(path) if sidecar(path).is_file() else "no SHA-256 beside it"
     if wrong is None:
-        kept: dict[str, Any] = torch.load(path, weights_only=True)
-        if kept["key"] == key and len(kept["features"]) == size:
+        try:
+            kept = load_plain(read_regular(path))
             features: Tensor = kept["features"]
-            return features
-        wrong = "of other images"
-    print(f"{path}: {wrong}; embedding the training images anew", file=sys.stderr)
+            fits = kept["key"] == key and kind(features) == shape and features.dtype == torch.float32
+            if fits and all_finite(features):
+                return features.contiguous()
+            wrong = "of other images"
+        except Exception as error:  # whatever it holds in place of features
+            wrong = f"no features ({type(error).__name__})"
+    print(printable(f"{path}: {wrong}; embedding the training images anew"), file=sys.stderr)
     return None
 
 
@@ -301,15 +306,17 @@ def gallery_features(
     digest = gallery_digest(datamodule, datamodule.split.train, images, model.device.type)
     key = f"{hashlib.sha256(ckpt_path.read_bytes()).hexdigest()} {digest}"
     path = cache_folder(ckpt_path) / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.pt"
-    kept = read_cache(path, key, len(images))
+    kept = read_cache(path, key, (len(images), model.net.fc7.out_features))
     if kept is not None:
         return kept, True
     features = embed(model, datamodule, images, "embedding the training images")
     try:
+        if path.parent.is_symlink():  # to a folder of other files, maybe
+            raise CheckpointError("its folder is a link") from OSError(0, "its folder is a link")
         write_checkpoint({"key": key, "features": features}, path)
     except CheckpointError as error:
         reason = getattr(error.__cause__, "strerror", None) or "the system refuses"
-        print(f"{path}: can't be written ({reason}); the next time takes as long", file=sys.stderr)
+        print(printable(f"{path}: can't be written ({reason}); the next time takes as long"), file=sys.stderr)
     return features, False
 
 
@@ -425,7 +432,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if shown.shape != places.shape:
         rows_shown, columns_shown = shown.shape
         print(f"shown: {rows_shown} of {len(names)} queries; in the panel {columns_shown} of {options.k} neighbours")
-    print(f"written: {options.out}, {options.out.with_suffix('.csv')}")
+    print(printable(f"written: {options.out}, {options.out.with_suffix('.csv')}"))
     origin = "cached" if cached else "now embedded"
     print(f"{datamodule.description}: {len(gallery):,} training images ({origin})")
 

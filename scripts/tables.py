@@ -23,7 +23,16 @@ from typing import Any, NamedTuple
 
 from ablation.table import comparable, markdown, read_runs
 from running.errors import ScriptParser, refuse
-from running.figures import duration, percent, read_summary
+from running.figures import (
+    ANY_NUMBER,
+    COUNT,
+    TEXT,
+    check_figures,
+    duration,
+    percent,
+    read_figures,
+    read_summary,
+)
 from running.markdown import COMPARED, between, compared, table
 
 from callbacks.checkpoints.files import write_whole
@@ -32,6 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("data", "images", "epochs", "seed", "command", "seconds", "test_top1", "test_top5")
 # The experiment this project started from: its figures as they were reported, see configs/origin.yaml. There is no log.
 ORIGIN = ("the experiment this project started from", "CIFAR-10", "5,000", "10", "", "26.70 %", "81.30 %", "", "")
+ROW = {**dict.fromkeys(("what", "unit", "against"), TEXT), **dict.fromkeys(("ours", "peer", "ratio"), ANY_NUMBER)}
+BENCHMARK = {"machine": {"processor": TEXT, "cores": COUNT, "versions": {"torch": TEXT}}, "rows": [ROW]}
 HEADINGS = ("recipe", "data", "images", "epochs", "seeds", "test top-1", "test top-5", "time", "command")
 
 
@@ -118,7 +129,9 @@ def ablations_table(results: Path) -> str:
 def benchmark_table(results: Path) -> str:
     """The comparisons in ``benchmark.json``, without their details, and the machine."""
     path = results / "benchmark.json"
-    figures = read_summary(path, ("machine", "rows"), "Run scripts/benchmark.py --json again")
+    remedy = "Run scripts/benchmark.py --json again"
+    figures = read_figures(path, remedy)
+    check_figures(figures, BENCHMARK, str(path), remedy)
     if figures.get("quick"):
         raise ValueError(f"{path}: of toy sizes. Run scripts/benchmark.py without --quick")
     rows = [compared(row) for row in figures["rows"] if row["against"] and not row["what"].startswith(" ")]

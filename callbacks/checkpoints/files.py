@@ -7,15 +7,20 @@ predecessor as ``last.previous.ckpt``, to fall back on when the newest file turn
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
+import stat
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+LARGEST = 2**35  # bytes; a checkpoint of the largest network here has a tenth of them
 
 
 class CheckpointError(OSError):
@@ -107,6 +112,8 @@ def _partial(path: Path) -> Path:
 
 def _write_beside(path: Path, contents: bytes | memoryview | str) -> None:
     """A new file at ``_partial(path)``, on the disk; gone if that fails."""
+    if _partial(path).is_symlink():  # whoever put it there wants another file to be written to
+        _partial(path).unlink()
     try:
         with _partial(path).open("wb") as file:
             file.write(contents.encode() if isinstance(contents, str) else contents)
@@ -172,19 +179,64 @@ def open_intact(path: Path) -> Opened:
     raise DamagedCheckpointError(f"{path}: {wrong}, and there is no earlier one beside it. Use another checkpoint.")
 
 
+def load_plain(contents: bytes, map_location: Any = "cpu") -> Any:
+    """Tensors and plain values from a checkpoint's bytes, without running any code of theirs.
+
+    Raises:
+        pickle.UnpicklingError: If there is more in it.
+        ValueError: If it is no zip file, or one that unpacks to more than it is.
+    """
+    file = io.BytesIO(contents)
+    if not zipfile.is_zipfile(file):
+        raise ValueError("no zip file")
+    with zipfile.ZipFile(file) as parts:  # as torch stores them; packed, three megabytes can be three gigabytes
+        if sum(part.file_size for part in parts.infolist()) > len(contents):
+            raise ValueError("it is packed")
+    return torch.load(io.BytesIO(contents), map_location, weights_only=True)
+
+
 def damage(path: Path) -> str | None:
     """Say what is wrong with a checkpoint's file; None where nothing shows."""
     return _read(path)[1]
 
 
+def copy_intact(path: Path, copy: Path | None) -> str | None:
+    """Copy a checkpoint with its SHA-256, unless something is wrong with it, which is returned; None only looks.
+
+    A link, or what does not begin like a checkpoint, is none: whoever names it may want to see another file.
+    """
+    contents, wrong = _read(path)
+    if path.is_symlink() or (contents is not None and not contents.startswith(b"PK")):
+        return "no checkpoint of its folder"
+    if contents is not None and copy is not None:
+        write_whole(copy, contents)
+        _write_digests(copy, [hashlib.sha256(contents).hexdigest()])
+    return wrong
+
+
+def read_regular(path: Path, most: int = LARGEST) -> bytes:
+    """A regular file's bytes: a pipe would be waited for, and a device may never end.
+
+    Raises:
+        OSError: If it is none, or larger than ``most`` bytes.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise OSError(errno.EINVAL, "no file", str(path))
+        if info.st_size > most:
+            raise OSError(errno.EFBIG, f"{info.st_size:,} bytes, expected at most {most:,}", str(path))
+        return file.read()
+
+
 def _read(path: Path) -> tuple[bytes | None, str | None]:
     """A file's bytes, or what is wrong with it. Without a SHA-256 beside it, it can only be missing or empty."""
     try:
-        if path.exists() and not path.is_file():
-            return None, "no file"
-        contents, digests = path.read_bytes(), _known_digests(path)
+        contents, digests = read_regular(path), _known_digests(path)
     except FileNotFoundError:
         return None, "missing"
+    except IsADirectoryError:
+        return None, "no file"
     except OSError as error:
         return None, error.strerror or str(error)
     if not contents:
@@ -198,7 +250,9 @@ def _read(path: Path) -> tuple[bytes | None, str | None]:
 def _known_digests(path: Path) -> list[str] | None:
     """What the file beside a checkpoint says; None where there is none, empty where it says nothing."""
     try:
-        lines = sidecar(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_regular(sidecar(path), 10_000).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return None
+    except OSError:  # such as a pipe
+        return []
     return [line.split()[0] for line in lines if line.split()]

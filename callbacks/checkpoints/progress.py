@@ -74,6 +74,12 @@ def progress_of(trainer: Trainer) -> tuple[int, int]:
     return epochs_and_batches({"loops": {"fit_loop": trainer.fit_loop.state_dict()}})
 
 
+def loops_of(trainer: Trainer) -> dict[str, Any]:
+    """The loops' states as a checkpoint has them, by the loops' names."""
+    names = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
+    return {name: getattr(trainer, name).state_dict() for name in names}
+
+
 def skip_batches(trainer: Trainer, all_of_them: bool = False) -> int:
     """Leave out what the epoch has had before, whichever sampler orders it, when training begins; how many batches.
 

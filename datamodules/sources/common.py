@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,8 +77,13 @@ class DataError(ValueError):
     """Data that is missing or can't be used: one line of the file or argument, what is wrong, and what to do."""
 
     def __init__(self, where: str | Path, wrong: str, remedy: str) -> None:
-        super().__init__(" ".join(f"{where}: {wrong}. {remedy}.".splitlines()))
-        self.problem = f"{where}: {wrong}."  # for a caller that has a remedy of its own
+        super().__init__(printable(f"{where}: {wrong}. {remedy}."))
+        self.problem = printable(f"{where}: {wrong}.")  # for a caller that has a remedy of its own
+
+
+def printable(text: object) -> str:
+    """Text that fits on one line of any terminal: a file's name may hold anything but a slash, so escapes too."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).splitlines()))
 
 
 def no_data(root: Path, why: str) -> DataError:
@@ -103,6 +110,22 @@ def reason(error: BaseException) -> str:
     if isinstance(inner, Exception):  # urllib's wrapper
         return reason(inner)
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+@contextmanager
+def open_regular(path: Path, most: int) -> Iterator[BinaryIO]:
+    """Open a regular file to read: a pipe would be waited for, and a device may never end.
+
+    Raises:
+        OSError: If it is none, or larger than ``most`` bytes.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if info.st_size > most:
+            raise OSError(errno.EFBIG, f"damaged, {info.st_size} bytes, at most {most} were due", str(path))
+        yield file
 
 
 def count_overlap(a: Tensor, b: Tensor) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import stat
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from datamodules.sources.common import (
     LabelledImages,
     Split,
     class_folders,
+    open_regular,
+    printable,
     progress_bar,
     reason,
     write_then_replace,
@@ -39,7 +43,7 @@ def load_folders(root: Path, split: Split) -> LabelledImages:
     labels = {folder: label for label, folder in enumerate(class_folders(root / split))}
     targets = torch.tensor([labels[path.parent] for path in files])  # (N,) int64
     cache, fingerprint = root / ".cache" / f"{split}.npz", _fingerprint(files, root)
-    images = _read_cache(cache, fingerprint)
+    images = _read_cache(cache, fingerprint, (len(files), 3, 32, 32))
     if images is None:
         images = _decode(list(files), split)
         _write_cache(cache, fingerprint, images)
@@ -130,22 +134,39 @@ def _fingerprint(files: dict[Path, os.stat_result], root: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_cache(cache: Path, fingerprint: str) -> np.ndarray | None:
+def _read_cache(cache: Path, fingerprint: str, shape: tuple[int, ...]) -> np.ndarray | None:
     if not os.path.isfile(cache):
         return None
     try:
-        # A zip, so damage shows in its CRC. Opened here, because np.load leaves a damaged file open.
-        with cache.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return arrays["images"] if str(arrays["fingerprint"]) == fingerprint else None
+        # Opened here, because np.load leaves a damaged file open.
+        with open_regular(cache, 2 * math.prod(shape) + 10_000) as file:
+            with zipfile.ZipFile(file) as members:  # stored as they are: others might unpack to more than there is room
+                if sum(member.file_size for member in members.infolist()) > os.fstat(file.fileno()).st_size:
+                    raise ValueError("compressed")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                if str(arrays["fingerprint"]) != fingerprint:
+                    return None
+                images: np.ndarray = arrays["images"]
+                if (images.dtype, images.shape) == (np.uint8, shape) and str(arrays["digest"]) == _digest(images):
+                    return images
+        raise ValueError("not the pixels that were kept")
     except Exception as error:  # zipfile, zlib and numpy raise many kinds; whichever, the images are still there
-        log.info("%s: damaged (%s), decoding the images anew", cache, reason(error))
+        log.info("%s: damaged (%s), decoding the images anew", printable(cache), printable(reason(error)))
         return None
+
+
+def _digest(images: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
 
 
 def _write_cache(cache: Path, fingerprint: str, images: np.ndarray) -> None:
     try:
+        if cache.parent.is_symlink():  # to a folder of other files, maybe
+            raise OSError("its folder is a link")
         cache.parent.mkdir(exist_ok=True)
         with write_then_replace(cache) as file:
-            np.savez(file, fingerprint=np.array(fingerprint), images=images)
+            np.savez(file, fingerprint=np.array(fingerprint), digest=np.array(_digest(images)), images=images)
     except OSError as error:
-        log.info("%s: can't be written (%s), the images will be decoded again next time", cache, reason(error))
+        why = reason(error)
+        log.info("%s: can't be written (%s), the images will be decoded again next time", printable(cache), why)

@@ -5,6 +5,7 @@ The binary version has none to be checked, so its sizes and labels are.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import pickle
@@ -16,7 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules.sources.common import BATCHES, CLASSES, DataError, LabelledImages, Split, reason
+from datamodules.sources.common import (
+    BATCHES,
+    CLASSES,
+    DataError,
+    LabelledImages,
+    Split,
+    open_regular,
+    printable,
+    reason,
+)
 
 # As in torchvision.datasets.CIFAR10. `batches.meta` is left out: it only repeats the class names.
 BATCH_MD5S: dict[str, dict[str, str]] = {
@@ -30,6 +40,7 @@ BATCH_MD5S: dict[str, dict[str, str]] = {
     "test": {"test_batch": "40351d587109b95175f43aff81a1287e"},
 }
 
+LARGEST = 2**25  # bytes; an official file has 31 million
 BINARY_IMAGES = 10_000  # in each file of the binary version
 
 
@@ -40,7 +51,8 @@ def load_batches(folder: Path, split: Split) -> LabelledImages:
     files: dict[str, bytes] = {}
     for name in BATCH_MD5S[split]:
         try:
-            files[name] = (folder / name).read_bytes()
+            with open_regular(folder / name, LARGEST) as file:
+                files[name] = file.read()
         except OSError as error:
             raise DataError(folder / name, f"{reason(error)}, expected an official file", remedy) from error
     return _parse(files, split, folder, remedy)
@@ -53,8 +65,10 @@ def load_archive(archive: Path, split: Split) -> LabelledImages:
     files: dict[str, bytes] = {}
     try:
         # In the archive's own order: gzip can't jump, going back means decompressing from the start.
-        with tarfile.open(archive, mode="r:gz") as tar:
+        with _Unpacked(archive) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as tar:
             for member in tar:
+                if member.size > LARGEST:  # a megabyte can unpack to a gigabyte
+                    raise tarfile.TarError(f"{member.size} bytes of {printable(member.name)}")
                 if member.name in wanted and member.isreg() and (content := tar.extractfile(member)):
                     files[wanted[member.name]] = content.read()
                 if len(files) == len(wanted):
@@ -66,13 +80,23 @@ def load_archive(archive: Path, split: Split) -> LabelledImages:
     return _parse(files, split, archive / BATCHES, remedy)
 
 
+class _Unpacked(gzip.GzipFile):
+    """An archive as it is unpacked, never much of it at once: tarfile reads a header whole, of whatever size."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= LARGEST:
+            raise tarfile.TarError(f"{size} bytes at once")
+        return super().read(size)
+
+
 def load_binary(folder: Path, split: Split) -> LabelledImages:
     """Read the binary version's files in ``folder``: for each image a byte of its label, then those of a pickle."""
     remedy = f"Unpack the binary version anew, or delete the folder {folder} and run again to download the other"
     batches = []
     for path in (folder / f"{name}.bin" for name in BATCH_MD5S[split]):
         try:
-            raw = np.fromfile(path, np.uint8)
+            with open_regular(path, LARGEST) as file:
+                raw = np.frombuffer(file.read(), np.uint8)
         except OSError as error:
             raise DataError(path, f"{reason(error)}, expected an official file", remedy) from error
         if raw.size != BINARY_IMAGES * 3073:

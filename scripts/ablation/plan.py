@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from running.figures import MAPPING, TEXT, check_figures, read_figures
 
 from ablation.claims import BASELINE, CLAIMS
 from ablation.table import first_difference, read_run
@@ -152,11 +152,13 @@ def state_of(job: Job) -> str:
     """``done``; ``new`` (or begun); or, where what there is has another recipe, what is different."""
     path, done = (job.summary, True) if job.summary.exists() else (job.folder / "recipe.json", False)
     try:
-        found = read_run(path) if done else json.loads(path.read_text(encoding="utf-8"))
+        found = read_run(path) if done else read_figures(path, "Delete it")
+        if not done:
+            check_figures(found, {"flags": [TEXT], "settings": MAPPING}, str(path), "Delete it")
         difference = first_difference(job.recipe, found)
     except FileNotFoundError:
         return "new"
-    except (ValueError, TypeError, KeyError) as error:
+    except ValueError as error:
         return str(error) if done else f"{path}: can't be read. Delete {path.parent}."
     if difference is None:
         return "done" if done else "new"

@@ -24,6 +24,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, NamedTuple
 
+from running.errors import printable
 from running.figures import duration, percent
 from running.start import take_signals
 
@@ -149,7 +150,7 @@ def run_fit(job: Job, cwd: Path, environment: Mapping[str, str], held: IO[str]) 
         raise RuntimeError(f"the baseline's best.ckpt is not there. {remedy}.")
     words = [sys.executable, *job.command, *(["--ckpt_path", str(checkpoint)] if checkpoint else [])]
     how = "" if checkpoint is None or job.variant.test_only else f", going on from {os.path.relpath(checkpoint, cwd)}"
-    print(f"started: {job}{how}", flush=True)
+    print(printable(f"started: {job}{how}"), flush=True)
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / "recipe.json").write_text(json.dumps(job.recipe, indent=2) + "\n", encoding="utf-8")
     output, sent = job.folder / "output.txt", 0
@@ -340,7 +341,8 @@ class Sweep:
             else:
                 self._keep(job, summary)
         except Exception as error:  # of the run, of the cluster, of the disk
-            self.failures.append(f"failed: {job}: {' '.join(str(error).split()) or type(error).__name__}")
+            why = " ".join(str(error).split()) or type(error).__name__
+            self.failures.append(printable(f"failed: {job}: {why}"))
             print(self.failures[-1], file=sys.stderr, flush=True)
 
     def _keep(self, job: Job, summary: dict[str, Any]) -> None:

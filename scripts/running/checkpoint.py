@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import pickle
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,13 +16,21 @@ from typing import Any
 import torch
 import yaml
 
-from callbacks.checkpoints.files import DamagedCheckpointError, open_intact, previous
+from callbacks.checkpoints.files import DamagedCheckpointError, load_plain, open_intact, previous
 from callbacks.checkpoints.progress import epochs_and_batches, trained_epochs
+from callbacks.checkpoints.structure import MisfitError, all_finite, check_checkpoint, kind
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
 from running.checks import batches_an_epoch
 from running.errors import refuse
 
+VERSION = "pytorch-lightning_version"
+# What Lightning and we look into at once.
+KINDS: dict[str, type] = {
+    **dict.fromkeys(("state_dict", "loops", "callbacks", "hyper_parameters", "datamodule_hyper_parameters"), dict),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
+    **dict.fromkeys(("epoch", "global_step"), int),
+}
 # A checkpoint brings its own data settings along, but not where the data lie or what follows from other settings.
 LEFT_OUT = {"model": {"_instantiator", "seed"}, "data": {"_instantiator", "seed", "image_size", "root"}}
 
@@ -47,12 +55,14 @@ class Checkpoint:
         """
         if not path.exists() and not previous(path).is_file():
             refuse(f"--ckpt_path: {path} is no file. Name one, such as logs/alexnet/version_0/checkpoints/best.ckpt.")
+        if not str(path).isprintable():  # Lightning prints it as it is
+            refuse(f"--ckpt_path: {path}, expected a name that a terminal can show. Rename it.")
         try:
             opened = open_intact(path)
             if opened.wrong is not None:
                 print(f"warning: {path}: {opened.wrong}. Taking the one before it, {opened.path}.", file=sys.stderr)
             path = opened.path
-            contents = torch.load(io.BytesIO(opened.contents), map_location="cpu", weights_only=True)
+            contents = load_plain(opened.contents)
         except DamagedCheckpointError as error:
             refuse(str(error))
         except pickle.UnpicklingError:
@@ -62,6 +72,10 @@ class Checkpoint:
             refuse(f"{path}: can't be read as a checkpoint ({reason}). Use one that fit.py wrote.")
         if not isinstance(contents, dict) or "state_dict" not in contents:
             refuse(f"{path}: has no state_dict. Use a checkpoint that fit.py wrote.")
+        for key, wanted in KINDS.items():
+            if key in contents and not isinstance(contents[key], wanted):
+                wrong = f"{key} is a {type(contents[key]).__name__}, expected a {wanted.__name__}"
+                refuse(f"{path}: {wrong}. Use a checkpoint that fit.py wrote.")
         return cls(path, contents)
 
     @classmethod
@@ -134,16 +148,43 @@ class Checkpoint:
         """Where the run's best weights are, beside it."""
         return self.path.with_name("best.ckpt")
 
-    def check_fits(self, model: torch.nn.Module) -> None:
-        """Refuse a checkpoint whose tensors are not the model's, naming the first that differs."""
+    def check_fits(self, model: torch.nn.Module, trainer: Any = None) -> None:
+        """Refuse a checkpoint whose tensors are not the model's, or its state not the trainer's, naming the first."""
         theirs, ours = self.state_dict, model.state_dict()
         for key in [*ours, *theirs]:
-            shapes = [tuple(state[key].shape) if key in state else "missing" for state in (theirs, ours)]
+            shapes = [kind(state[key]) if key in state else "missing" for state in (theirs, ours)]
             if shapes[0] != shapes[1]:
                 refuse(
                     f"{self.path}: {key} is {shapes[0]} in the checkpoint and {shapes[1]} in the model. "
                     "Leave out --model flags and configs that change the network, or use another checkpoint."
                 )
+            if not all_finite(theirs[key]):
+                refuse(f"{self.path}: {key} is NaN or infinite, expected finite weights. Use another checkpoint.")
+        if trainer is not None:
+            try:
+                check_checkpoint(self.contents, trainer, [*model.parameters()])
+            except MisfitError as error:
+                refuse(f"{self.path}: {error}")
+
+    def check_settings(self) -> None:
+        """Refuse settings that are not those of its weights, or none at all, before anything is made of them."""
+        try:
+            yaml.safe_dump(self.settings)  # plain values
+            if not re.fullmatch(r"2(\.\d+){2}\w*(\.\w+)?", version := str(self.contents.setdefault(VERSION, "2.6.6"))):
+                raise ValueError(f"{VERSION} {version}, expected 2.6.6 or the like")
+            for name, value in [*self.settings["model"].items(), *self.settings["data"].items()]:
+                if isinstance(value, int | float) and not abs(value) <= 2**32:
+                    raise ValueError(f"{name}: {value}, expected at most {2**32}")
+            with torch.device("meta"):  # shapes without numbers, for which there may be no memory
+                model = AlexNetClassifier(**{**self.settings["model"], "compile": False})
+            data = CIFAR10DataModule(**self.settings["data"], image_size=model.net.image_size)
+            if "CIFAR10DataModule" in self.contents:
+                data.load_state_dict(self.contents["CIFAR10DataModule"])
+        except Exception as error:  # of any kind, whatever its values make of it
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            refuse(f"{self.path}: its settings are not this version's ({reason}). Use a checkpoint of this version.")
+        if self.settings["model"]:  # else the command line says what they fit
+            self.check_fits(model)
 
 
 def check_resume(checkpoint: Checkpoint, trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifier) -> None:

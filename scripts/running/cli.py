@@ -24,14 +24,15 @@ from callbacks import LOOKS
 from callbacks.base import run_folder
 from callbacks.checkpoints.files import CheckpointError, NotFiniteError, write_whole
 from callbacks.checkpoints.io import DurableCheckpointIO
+from callbacks.checkpoints.structure import MisfitError
 from callbacks.run_history import RunHistory
-from callbacks.stop_and_resume import StopAndResume, slurm_job
+from callbacks.stop_and_resume import StopAndResume, callbacks_of, slurm_job
 from callbacks.stop_on_divergence import StopOnDivergence, account
 from datamodules import CIFAR10DataModule, sources
 from lightning_modules import AlexNetClassifier
 from running.checkpoint import Checkpoint
 from running.checks import check_nothing_in_the_way, check_processes
-from running.errors import argument_errors, flagged, refuse
+from running.errors import argument_errors, flagged, printable, refuse
 from running.flags import HELP, nearest
 from running.loggers import go_on_without
 from running.memory import is_out_of_memory, keep_memory
@@ -90,13 +91,16 @@ def one_line_failures(trainer: Trainer) -> Iterator[None]:
             raise
         place = error.filename or run_folder(trainer)
         refuse(f"{place}: can't be written ({error.strerror}), expected some space. Free some.", status=1)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except Exception as error:
+        if is_out_of_memory(error):
+            if trainer.is_global_zero:
+                wrong = f"memory ran out after step {trainer.global_step}, expected batches that fit"
+                refuse(f"--data.batch_size: {wrong}. Lower it, or --model.image_size.", status=1)
+            raise SystemExit(1) from None
+        if not trainer.ckpt_path or not any(callback.resuming for callback in callbacks_of(trainer, StopAndResume)):
             raise
-        if trainer.is_global_zero:
-            wrong = f"memory ran out after step {trainer.global_step}, expected batches that fit"
-            refuse(f"--data.batch_size: {wrong}. Lower it, or --model.image_size.", status=1)
-        raise SystemExit(1) from None
+        wrong = f"can't be taken over ({type(error).__name__}: {error}). Use one that fit.py wrote."
+        refuse(f"{trainer.ckpt_path}: {error if isinstance(error, MisfitError) else wrong}")
 
 
 def under_flag(flag: str, instantiate: Callable[..., Any] = lambda class_type, *a, **k: class_type(*a, **k)) -> Any:
@@ -202,6 +206,7 @@ class ExperimentCLI(LightningCLI):
                 refuse(f"--ckpt_path: `{name}` without a checkpoint would score random weights. Name a .ckpt file.")
             return
         self.checkpoint = newest_run(self.config[name]) if ckpt_path == "last" else Checkpoint.read(Path(ckpt_path))
+        self.checkpoint.check_settings()
         run = run_settings(self.checkpoint, name)
         if self.config[name].trainer.callbacks:  # the command's own, which `callbacks+` would only add to the run's
             run.get("trainer", {}).pop("callbacks", None)
@@ -219,7 +224,7 @@ class ExperimentCLI(LightningCLI):
             with one_line_errors():
                 check_schedule(changes, now["model"]["schedule"])
         listed = ", ".join(f"--{key} {value} (was {was})" for key, (was, value) in changes.items())
-        print(f"{said}; overridden: {listed}" if listed else f"{said}; -c and flags override them")
+        print(printable(f"{said}; overridden: {listed}" if listed else f"{said}; -c and flags override them"))
 
     @property
     def settings(self) -> Any:

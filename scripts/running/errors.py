@@ -15,8 +15,13 @@ def refuse(message: str, status: int = 2) -> NoReturn:
     """End the program with one line that says what is wrong and what to do; TRACEBACK=1 shows where it came from."""
     if os.environ.get("TRACEBACK"):
         traceback.print_exc() if sys.exc_info()[0] else traceback.print_stack()
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    print("error:", printable(" ".join(message.split())), file=sys.stderr)
     raise SystemExit(status)
+
+
+def printable(text: object) -> str:
+    """Text on one line of any terminal: names of files, and what files hold, may have a terminal's escapes in them."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(text))
 
 
 def flagged(message: str, prefix: str) -> str:

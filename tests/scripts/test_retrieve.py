@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from helpers.small import small_net as small_net
 from PIL import Image, ImageOps
 from retrieve import list_photos, read_photo
 
+from callbacks.checkpoints.files import write_checkpoint
 from callbacks.pure.retrieval_panel import CELL_HEIGHT, PANEL_TOP
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
@@ -441,3 +443,30 @@ def test_refusals_take_one_line(
     assert complaint.startswith("error: ")
     assert wrong in complaint
     assert not Path("retrieval.png").exists()
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        [],
+        {"key": "k"},
+        {"key": "k", "features": "text"},
+        {"key": "k", "features": torch.zeros(5, 3)},
+        {"key": "k", "features": torch.zeros(6, 4)},
+        {"key": "k", "features": torch.zeros(5, 4).half()},
+        {"key": "k", "features": torch.zeros(5, 4).to_sparse()},
+        {"key": "k", "features": torch.full((5, 4), float("nan"))},
+    ],
+    ids=str,
+)
+def test_a_cache_of_other_contents_under_a_right_sha256_is_not_taken(
+    contents: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path("cache.pt")
+    write_checkpoint({"key": "k", "features": torch.ones(5, 4)}, path)
+    kept = retrieve.read_cache(path, "k", (5, 4))
+    assert kept is not None
+    assert kept.eq(1).all()
+    write_checkpoint(contents, path)
+    assert retrieve.read_cache(path, "k", (5, 4)) is None
+    assert "embedding the training images anew" in capsys.readouterr().err

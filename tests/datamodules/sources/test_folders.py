@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -295,3 +296,48 @@ def test_full_disk_leaves_no_half_cache(folders: Layout, monkeypatch: pytest.Mon
     monkeypatch.setattr(np, "savez", full)
     assert len(load_cifar10(folders, "train").images) == 20
     assert list((folders.path / ".cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("kept", ["other pixels", "other shape", "other kind"])
+def test_a_cache_of_other_pixels_is_decoded_anew(folders: Layout, kept: str) -> None:
+    """Under the right fingerprint, and whole: nothing would be seen of it in training."""
+    before = load_cifar10(folders, "train").images
+    cache = folders.path / ".cache" / "train.npz"
+    with np.load(cache) as arrays:
+        contents = dict(arrays)
+    other = {"other pixels": 255 - before.numpy(), "other shape": before.numpy()[:10], "other kind": before.numpy() / 2}
+    np.savez(cache, **{**contents, "images": other[kept]})
+    assert torch.equal(load_cifar10(folders, "train").images, before)
+
+
+def test_a_cache_is_not_written_through_a_link(folders: Layout, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "train.npz").write_bytes(b"precious")
+    (folders.path / ".cache").symlink_to(theirs)
+    assert len(load_cifar10(folders, "train").images) == 20
+    assert [(path.name, path.read_bytes()) for path in theirs.iterdir()] == [("train.npz", b"precious")]
+
+
+def test_a_cache_that_unpacks_to_more_than_it_is_is_not_unpacked(folders: Layout) -> None:
+    before = load_cifar10(folders, "train").images
+    cache = folders.path / ".cache" / "train.npz"
+    with np.load(cache) as arrays:
+        fingerprint = arrays["fingerprint"]
+    np.savez_compressed(cache, fingerprint=fingerprint, images=np.zeros(500_000_000, np.uint8))
+    start = time.monotonic()
+    assert torch.equal(load_cifar10(folders, "train").images, before)
+    assert time.monotonic() - start < 0.5
+
+
+def test_a_pipe_for_a_cache_is_not_waited_for(folders: Layout) -> None:
+    (folders.path / ".cache").mkdir()
+    os.mkfifo(folders.path / ".cache" / "train.npz")
+    assert len(load_cifar10(folders, "train").images) == 20
+    assert (folders.path / ".cache" / "train.npz").is_file()
+
+
+def test_a_name_with_a_terminal_s_escapes_is_printable_in_an_error(folders: Layout) -> None:
+    (folders.path / "train" / "cat" / "\x1b]0;owned\x07.png").write_bytes(b"")
+    with pytest.raises(DataError, match="cat/\\?]0;owned\\?.png: not a PNG"):
+        load_cifar10(folders, "train")

@@ -1,6 +1,9 @@
 """The official files, unpacked and in their archive, whole and damaged."""
 
+import gzip
+import os
 import pickle
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 import torch
 from helpers.official import Evil, Official, check_message, md5, python2_pickle
 
-from datamodules.sources import ARCHIVE, CLASSES, DataError, download, load_cifar10, resolve_source
+from datamodules.sources import ARCHIVE, CLASSES, DataError, Layout, download, load_cifar10, resolve_source
 from datamodules.sources import official as official_files
 
 
@@ -168,3 +171,37 @@ def test_archive_link_and_missing_member(official: Official, tmp_path: Path) -> 
         load_cifar10(layout, "test")
     check_message(caught.value, layout.path, "holds no file cifar-10-batches-py/test_batch")
     assert [path.name for path in tmp_path.iterdir()] == [ARCHIVE]  # nothing was unpacked
+
+
+@pytest.mark.parametrize("kind", ["batches", "binary"])
+@pytest.mark.parametrize("thing", ["pipe", "device", "sparse"])
+def test_what_is_no_file_of_that_size_is_not_read(official: Official, tmp_path: Path, kind: str, thing: str) -> None:
+    """A pipe would be waited for, /dev/zero has no end, and a sparse file of 100 GB takes no room on the disk."""
+    layout = official.write_batches(tmp_path) if kind == "batches" else official.write_binary(tmp_path)
+    path = layout.path / ("data_batch_1" if kind == "batches" else "data_batch_1.bin")
+    path.unlink()
+    if thing == "pipe":
+        os.mkfifo(path)
+    elif thing == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.touch()
+        os.truncate(path, 10**11)
+    with pytest.raises(DataError) as caught:
+        load_cifar10(layout, "train")
+    check_message(caught.value, path, "damaged" if thing == "sparse" else "not a regular file")
+
+
+@pytest.mark.parametrize("header", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_an_archive_that_unpacks_to_a_gigabyte_is_refused(official: Official, tmp_path: Path, header: bytes) -> None:
+    """Of a megabyte. tarfile reads what describes a member whole, before anybody sees the member."""
+    member = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+    member.size, member.type = 2**30, header
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    with gzip.open(archive, "wb", compresslevel=1) as file:
+        file.write(member.tobuf())
+        for _ in range(4):  # as much as it takes to show that it would go on
+            file.write(bytes(2**24))
+    with pytest.raises(DataError) as caught:
+        load_cifar10(Layout("archive", archive), "train")
+    check_message(caught.value, archive, "can't be read (1073741824 bytes")
