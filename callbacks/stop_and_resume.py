@@ -255,6 +255,7 @@ class StopAndResume(Callback):
             found = {name: weight.grad for name, weight in pl_module.named_parameters() if weight.grad is not None}
             gradients = {name: trainer.strategy.reduce(grad.clone(), reduce_op="mean") for name, grad in found.items()}
         checkpoint[type(self).__name__] = {
+            "processes": trainer.world_size,
             "validated": self._validated,
             "should_stop": trainer.should_stop,
             "callback_metrics": dict(trainer.callback_metrics),

@@ -19,20 +19,26 @@ import yaml
 from callbacks.checkpoints.files import DamagedCheckpointError, load_plain, open_intact, previous
 from callbacks.checkpoints.progress import epochs_and_batches, trained_epochs
 from callbacks.checkpoints.structure import MisfitError, all_finite, check_checkpoint, kind
+from callbacks.stop_and_resume import StopAndResume
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
 from running.checks import batches_an_epoch
-from running.errors import refuse
+from running.errors import printable, refuse
 
 VERSION = "pytorch-lightning_version"
 # What Lightning and we look into at once.
 KINDS: dict[str, type] = {
-    **dict.fromkeys(("state_dict", "loops", "callbacks", "hyper_parameters", "datamodule_hyper_parameters"), dict),
+    **dict.fromkeys(
+        ("state_dict", "loops", "callbacks", "hyper_parameters", "datamodule_hyper_parameters", StopAndResume.__name__),
+        dict,
+    ),
     **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
     **dict.fromkeys(("epoch", "global_step"), int),
 }
 # A checkpoint brings its own data settings along, but not where the data lie or what follows from other settings.
 LEFT_OUT = {"model": {"_instantiator", "seed"}, "data": {"_instantiator", "seed", "image_size", "root"}}
+# What decides which images an epoch has in which order, beside the seed and the number of processes.
+OF_EPOCH = ("batch_size", "subset_size", "val_size", "split_seed")
 
 
 @dataclass(frozen=True)
@@ -190,14 +196,6 @@ class Checkpoint:
 def check_resume(checkpoint: Checkpoint, trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifier) -> None:
     """Refuse to go on from a checkpoint where that can't come to the unbroken run's end."""
     epochs, done, steps = checkpoint.progress
-    if checkpoint.statistics and any(
-        not torch.allclose(checkpoint.statistics[name], getattr(datamodule.statistics, name), rtol=1e-5)
-        for name in ("mean", "std")
-    ):
-        print(
-            f"warning: {checkpoint.path} was trained on other images than those here: a run of two halves.",
-            file=sys.stderr,
-        )
     path, limit = checkpoint.path, trainer.max_epochs or -1
     if 0 <= limit < epochs:
         refuse(
@@ -207,12 +205,7 @@ def check_resume(checkpoint: Checkpoint, trainer: Any, datamodule: CIFAR10DataMo
     if 0 <= limit == epochs or 0 <= trainer.max_steps <= steps:
         print(f"nothing left to train: {path} was trained for {epochs} epochs, {steps} steps. On to the test.")
         return
-    batch_size = checkpoint.settings["data"].get("batch_size", datamodule.batch_size)
-    if done and batch_size != datamodule.batch_size:
-        refuse(
-            f"--data.batch_size: {datamodule.batch_size}, but {path} was stopped within an epoch of batches of "
-            f"{batch_size}. Leave it as it was."
-        )
+    _check_images(checkpoint, trainer, datamodule, within_epoch=done > 0)
     for schedule in checkpoint.contents.get("lr_schedulers", []) if model.schedule == "one_cycle" else []:
         left = steps_left(trainer, batches_an_epoch(trainer, datamodule), epochs, done, steps)
         if "total_steps" in schedule and schedule["last_epoch"] + left > schedule["total_steps"]:
@@ -221,6 +214,25 @@ def check_resume(checkpoint: Checkpoint, trainer: Any, datamodule: CIFAR10DataMo
                 f"one_cycle schedule in {path} was laid out for. Leave max_epochs and --data as they were, or choose "
                 "--model.schedule constant."
             )
+
+
+def _check_images(checkpoint: Checkpoint, trainer: Any, datamodule: CIFAR10DataModule, within_epoch: bool) -> None:
+    """Say that a run goes on with other images, or other draws of them; within an epoch refuse it."""
+    run, kept = checkpoint.settings, checkpoint.contents.get(StopAndResume.__name__, {})
+    now = {name: getattr(datamodule, name) for name in OF_EPOCH}
+    pairs = {f"--data.{name}": (run["data"].get(name, now[name]), now[name]) for name in OF_EPOCH}
+    pairs["--seed_everything"] = run.get("seed_everything", datamodule.seed), datamodule.seed
+    pairs["--trainer.devices"] = kept.get("processes", trainer.world_size), trainer.world_size
+    for flag, (was, is_now) in pairs.items() if within_epoch else []:
+        if was != is_now:
+            begun = f"{checkpoint.path} was stopped within an epoch that began with {was}"
+            refuse(f"{flag}: {is_now}, but {begun}. Leave it as it was.")
+    then = checkpoint.statistics
+    if then and any(not torch.allclose(then[k], getattr(datamodule.statistics, k), rtol=1e-5) for k in ("mean", "std")):
+        other = f"{checkpoint.path} was trained on other images than those here"
+        if within_epoch:
+            refuse(f"--data.root: {other}, and stopped within an epoch. Give it those.")
+        print(printable(f"warning: {other}: a run of two halves."), file=sys.stderr)
 
 
 def steps_left(trainer: Any, batches: int, epochs: int, done: int, steps: int) -> int:

@@ -122,14 +122,34 @@ def test_without_its_config_a_checkpoint_gives_model_and_data(
     assert f"model and data settings come from {LOGS / 'version_0/checkpoints/last.ckpt'}" in capsys.readouterr().out
 
 
-def test_going_on_with_other_images_is_said(
-    fit: Fit, stopped: Callable[..., None], capsys: pytest.CaptureFixture[str]
+OTHERS = {
+    "--data.split_seed 1": "--data.split_seed: 1, ",
+    "--data.subset_size 90": "--data.subset_size: 90, ",
+    "--data.val_size 30": "--data.val_size: 30, ",
+    "--data.batch_size 16": "--data.batch_size: 16, ",
+    "--seed_everything 1": "--seed_everything: 1, ",
+    "--trainer.devices 2": "--trainer.devices: 2, ",
+}
+
+
+@pytest.mark.parametrize("words", OTHERS)
+def test_an_epoch_goes_on_with_its_own_images(
+    refused: Callable[..., str], stopped: Callable[..., None], words: str
 ) -> None:
-    stopped()
-    assert fit("--ckpt_path", "last", small=False) == 0
-    assert "other images" not in capsys.readouterr().err
+    stopped("--model.schedule=constant")
+    said = refused("--ckpt_path", "last", *words.split())
+    assert OTHERS[words] in said
+    assert "was stopped within an epoch that began with" in said
+
+
+def test_going_on_with_other_images_is_said(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where an epoch begins, that can be."""
+    assert fit("--looks=false", "--trainer.max_epochs=1", "--model.schedule=constant") == 0
     last = LOGS / "version_0/checkpoints/last.ckpt"
-    assert fit("--ckpt_path", str(last), "--data.split_seed", "1", small=False) == 0
+    words = ["--ckpt_path", str(last), "--trainer.max_epochs=2"]
+    assert fit(*words, small=False) == 0
+    assert "other images" not in capsys.readouterr().err
+    assert fit(*words, "--data.split_seed=1", "--data.batch_size=16", "--seed_everything=5", small=False) == 0
     assert f"warning: {last} was trained on other images" in capsys.readouterr().err
 
 
