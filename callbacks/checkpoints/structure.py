@@ -130,7 +130,7 @@ def check_optimisation(checkpoint: Mapping[str, Any], trainer: Trainer, same_sch
             check_state({k: group[k] for k in common}, {k: own[k] for k in common}, "optimizer_states", kinds)
     for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=False):
         own = config.scheduler.state_dict()
-        shadowing = any(key not in own and hasattr(type(config.scheduler), str(key)) for key in state)
+        shadowing = any(callable(getattr(type(config.scheduler), str(key), None)) for key in state.keys() - own.keys())
         if shadowing or (same_schedule and state.keys() != own.keys()):
             raise misfit("lr_schedulers", state, f"the state of a {type(config.scheduler).__name__}")
         common = own.keys() & state.keys()
