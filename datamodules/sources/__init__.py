@@ -18,6 +18,7 @@ from datamodules.sources.common import (
     ARCHIVE,
     BATCHES,
     BINARY,
+    LABELS,
     SPLIT_SIZES,
     LabelledImages,
     Layout,
@@ -30,19 +31,27 @@ from datamodules.sources.common import DataError as DataError
 from datamodules.sources.common import count_overlap as count_overlap
 from datamodules.sources.download import download_cifar10
 from datamodules.sources.folders import load_folders
+from datamodules.sources.kaggle import load_kaggle
 from datamodules.sources.official import load_archive, load_batches, load_binary
 
 log = logging.getLogger(__name__)
 
 Source = Literal["cifar10", "shapes10", "auto"]
-LOADERS = {"batches": load_batches, "archive": load_archive, "binary": load_binary, "folders": load_folders}
+LOADERS = {
+    "batches": load_batches,
+    "archive": load_archive,
+    "binary": load_binary,
+    "folders": load_folders,
+    "kaggle": load_kaggle,
+}
 
 
 def find_cifar10(root: Path) -> Layout | None:
     """Look for CIFAR-10 in ``root`` and in ``root/cifar10``; ``root`` need not exist.
 
     Only looks; ``load_cifar10`` checks. The official files win over the archive (no unpacking), these over the binary
-    version (of which no MD5 is known), and all over class folders, which may hold JPEG copies.
+    version (of which no MD5 is known), these over class folders, which may hold JPEG copies, and all over Kaggle's
+    files, whose test images have no labels.
     """
     bases = (root, root / "cifar10")
     # os.path, not pathlib: it answers False where a folder can't be read or a link goes round in circles.
@@ -53,6 +62,9 @@ def find_cifar10(root: Path) -> Layout | None:
     for base in bases:
         if any(os.path.isdir(folder) for split in SPLIT_SIZES for folder in class_folders(base / split)):
             found.append(Layout("folders", base))
+    found += [
+        Layout("kaggle", base) for base in bases if os.path.isfile(base / LABELS) and os.path.isdir(base / "train")
+    ]
     return found[0] if found else None
 
 

@@ -24,10 +24,11 @@ SPLIT_SIZES: dict[str, int] = {"train": 50_000, "test": 10_000}
 BATCHES = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
 BINARY = "cifar-10-batches-bin"
+LABELS = "trainLabels.csv"
 QUICKSTART = "python scripts/fit.py -c configs/quickstart.yaml"
 # CIFAR-10 in forms that are not read, and why.
 FOREIGN = {
-    "trainLabels.csv": "Kaggle's, whose test images have no labels",
+    LABELS: "Kaggle's, whose train.7z is to be unpacked beside it",
     "*.parquet": "not unpacked",
     "*/*.parquet": "not unpacked",
     "cifar-10*": "another form",
@@ -43,14 +44,16 @@ class LabelledImages(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where CIFAR-10 was found, in which form: official pickles, their .tar.gz, the binary version, class folders."""
+    """Where CIFAR-10 was found: official pickles, their .tar.gz, the binary version, class folders, Kaggle's files."""
 
-    kind: Literal["batches", "archive", "binary", "folders"]
-    path: Path  # the folder of the files, the archive, or the folder that holds train/ and test/
+    kind: Literal["batches", "archive", "binary", "folders", "kaggle"]
+    path: Path  # the folder of the files, the archive, or the folder that holds train/
 
     @property
     def description(self) -> str:
         """The source in words, for console and logs; tells the lossless pixels from a JPEG copy's."""
+        if self.kind == "kaggle":
+            return "CIFAR-10 (Kaggle's labelled images, the last fifth of them to test)"
         if self.kind != "folders":
             official = {"batches": "files", "archive": "archive", "binary": "binary version"}
             return f"CIFAR-10 (official {official[self.kind]})"
@@ -97,8 +100,9 @@ def no_data(root: Path, why: str) -> DataError:
     # The absolute path, because a relative root seen from the wrong folder is the likeliest mistake.
     return DataError(
         "root",
-        f"no CIFAR-10 in {root.absolute()} or its subfolder cifar10, expected {BATCHES}/, {ARCHIVE}, {BINARY}/ or "
-        f"train/<class>/*.{{png,jpg,jpeg}} with test/<class>/..., a class by its name or number; "
+        f"no CIFAR-10 in {root.absolute()} or its subfolder cifar10, expected {BATCHES}/, {ARCHIVE}, {BINARY}/, "
+        f"train/<class>/*.{{png,jpg,jpeg}} with test/<class>/..., a class by its name or number, or Kaggle's {LABELS} "
+        "with train/; "
         f"{'; '.join([*found, why])}",
         f"Put one of these there, or start without CIFAR-10: {QUICKSTART}",
     )

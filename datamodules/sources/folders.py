@@ -15,6 +15,7 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image
+from torch import Tensor
 
 from datamodules.sources.common import (
     SPLIT_SIZES,
@@ -42,12 +43,17 @@ def load_folders(root: Path, split: Split) -> LabelledImages:
         log.warning("%s: %d images, CIFAR-10 has %d", root / split, len(files), SPLIT_SIZES[split])
     labels = {folder: label for label, folder in enumerate(class_folders(root / split))}
     targets = torch.tensor([labels[path.parent] for path in files])  # (N,) int64
+    return LabelledImages(read_images(files, root, split), targets)
+
+
+def read_images(files: dict[Path, os.stat_result], root: Path, split: Split) -> Tensor:
+    """Image files below ``root`` as ``(N, 3, 32, 32)`` uint8 RGB: decoded once, then read from ``root/.cache``."""
     cache, fingerprint = root / ".cache" / f"{split}.npz", _fingerprint(files, root)
     images = _read_cache(cache, fingerprint, (len(files), 3, 32, 32))
     if images is None:
         images = _decode(list(files), split)
         _write_cache(cache, fingerprint, images)
-    return LabelledImages(torch.from_numpy(images), targets)
+    return torch.from_numpy(images)
 
 
 def _list_images(folder: Path) -> dict[Path, os.stat_result]:
@@ -59,7 +65,7 @@ def _list_images(folder: Path) -> dict[Path, os.stat_result]:
             paths = [class_folder / entry for entry in sorted(os.listdir(class_folder))]
         except OSError as error:
             raise DataError(class_folder, f"{reason(error)}, expected a folder of {kinds} files", remedy) from error
-        found = {path: info for path in paths if (info := _image_file(path))}
+        found = {path: info for path in paths if (info := image_file(path))}
         if not found:
             raise DataError(class_folder, f"no {kinds} files, expected at least one", remedy)
         entries += len(paths)
@@ -71,7 +77,7 @@ def _list_images(folder: Path) -> dict[Path, os.stat_result]:
     return files
 
 
-def _image_file(path: Path) -> os.stat_result | None:
+def image_file(path: Path) -> os.stat_result | None:
     """None for what is no image by its name, and for folders: a link that goes round in circles is harmless."""
     if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES:
         return None
