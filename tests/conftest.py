@@ -68,7 +68,6 @@ def fit(_imported: None, small_shapes: None, monkeypatch: pytest.MonkeyPatch) ->
     from running import cli
 
     monkeypatch.setattr(cli, "keep_memory", lambda: False)  # for the whole process: the next test would inherit it
-    every = cli.SUBCOMMANDS
 
     def run(*words: str, small: bool = True) -> int:
         from fit import main
@@ -86,10 +85,6 @@ def fit(_imported: None, small_shapes: None, monkeypatch: pytest.MonkeyPatch) ->
             "--trainer.num_sanity_val_steps=0",
         ]
         subcommand = [words[0]] if words and not words[0].startswith("-") else []
-        if small and (*subcommand, "fit")[0] in every:  # the other subcommands' parsers take 0.2 s to build
-            monkeypatch.setattr(cli, "SUBCOMMANDS", (*subcommand, "fit")[:1])
-        else:
-            monkeypatch.setattr(cli, "SUBCOMMANDS", every)
         argv = [*subcommand, *(shrink if small else []), *words[len(subcommand) :]]
         monkeypatch.setattr(sys, "argv", ["scripts/fit.py", *argv])
         try:

@@ -171,7 +171,7 @@ class ExperimentCLI(LightningCLI):
         kwargs |= {
             "trainer_class": ExperimentTrainer,
             "parser_class": FitParser,
-            "parser_kwargs": {name: dict(default) for name in SUBCOMMANDS},
+            "parser_kwargs": {name: dict(default) for name in self.subcommands()},
         }
         super().__init__(
             *args, **{"auto_configure_optimizers": False, "save_config_kwargs": {"overwrite": True}, **kwargs}
@@ -179,8 +179,9 @@ class ExperimentCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, less ``predict``: there are no images without labels here."""
-        return {name: LightningCLI.subcommands()[name] for name in SUBCOMMANDS}
+        """Lightning's, less ``predict``, as there are no images without labels; the one that is meant is enough."""
+        meant = [name for name in SUBCOMMANDS if name in sys.argv[1:2]]
+        return {name: LightningCLI.subcommands()[name] for name in meant or SUBCOMMANDS}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """A plain whole number as the seed: model and data are given the same."""

@@ -1,4 +1,7 @@
-"""What every script imports first: how a signal and a screen that is gone end it, or don't. Light: no torch."""
+"""What every script imports first: how its threads wait, and how a signal and a screen that is gone end it, or don't.
+
+Light: no torch, which reads the first on its import.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,10 @@ from typing import Any, NoReturn
 
 # Ctrl-C, `kill` and a terminal that closes, which Windows does not know.
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+
+# OpenMP's threads wait for each other awake: beside other busy programs they take each other's time, and a step several
+# times as long. OMP_WAIT_POLICY=active has them do so.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parents[1]:  # a script of ours, not a test
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
