@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as tv
 from datamodules import CIFAR10DataModule
 from datamodules.augment import resize_extent
 from datamodules.cifar10 import EpochSampler, ImageSet, RawBatch
-from datamodules.sources import DataError
+from datamodules.sources import DataError, find_cifar10
 
 
 def batches(datamodule: CIFAR10DataModule, loader: str, *args: str) -> list[RawBatch]:
@@ -354,8 +354,8 @@ def test_bad_arguments(argument: dict[str, object], message: str) -> None:
 @pytest.mark.real_data
 def test_real_images(request: pytest.FixtureRequest) -> None:
     root = request.config.rootpath / "data"
-    if not (root / "cifar10" / "train").is_dir():
-        pytest.skip("no real CIFAR-10 images in data/cifar10")
+    if find_cifar10(root) is None:
+        pytest.skip("no CIFAR-10 in data/")
     datamodule = CIFAR10DataModule(root=str(root), subset_size=5000, val_size=1000)
     datamodule.setup("fit")
     _, targets = datamodule.images_in("train")

@@ -143,13 +143,27 @@ def test_descriptions_tell_jpeg_from_lossless(tmp_path: Path, official: Official
 
 
 @pytest.mark.real_data
-def test_real_cifar10() -> None:
-    layout = find_cifar10(ROOT / "data")
-    if layout is None:
-        pytest.skip("no CIFAR-10 in data/")
-    images, targets = load_cifar10(layout, "train")
+@pytest.mark.parametrize("kind", ["batches", "folders"])
+def test_real_cifar10(kind: str) -> None:
+    """The official files have CIFAR-10's published channel means; JPEG moves them by far less than the tolerance."""
+    paths = {"batches": ROOT / "data" / BATCHES, "folders": ROOT / "data" / "cifar10"}
+    if not paths[kind].is_dir():
+        pytest.skip(f"no CIFAR-10 in {paths[kind].relative_to(ROOT)}")
+    images, targets = load_cifar10(Layout(kind, paths[kind]), "train")  # type: ignore[arg-type]
     assert images.shape == (50_000, 3, 32, 32)
     assert targets.bincount().tolist() == [5_000] * 10
-    # CIFAR-10's well-known channel means; JPEG moves them by far less than the tolerance.
-    means = images[::5].float().div(255).mean(dim=(0, 2, 3))
-    assert torch.allclose(means, torch.tensor([0.4914, 0.4822, 0.4465]), atol=5e-3)
+    means = images.float().div(255).mean(dim=(0, 2, 3))
+    tolerance = 5e-5 if kind == "batches" else 5e-3
+    assert torch.allclose(means, torch.tensor([0.4914, 0.4822, 0.4465]), rtol=0, atol=tolerance + 1e-6)
+
+
+@pytest.mark.real_data
+def test_real_test_images() -> None:
+    """All 10,000, and the mean of all of the official files' test images."""
+    layout = find_cifar10(ROOT / "data")
+    if layout is None or layout.kind != "batches":
+        pytest.skip(f"no CIFAR-10 in data/{BATCHES}")
+    images, targets = load_cifar10(layout, "test")
+    assert targets.bincount().tolist() == [1_000] * 10
+    means = images.float().div(255).mean(dim=(0, 2, 3))
+    assert torch.allclose(means, torch.tensor([0.4942, 0.4851, 0.4504]), rtol=0, atol=1e-4)
