@@ -1,6 +1,6 @@
 """Measure this project against what people write instead, side by side, and against what the machine can do.
 
-python scripts/benchmark.py                                # all of it: under half an hour on two cores
+python scripts/benchmark.py                                # all of it: three quarters of an hour on two cores
 python scripts/benchmark.py --only lrn step --json benchmark.json
 python scripts/benchmark.py --quick                        # toy sizes, to see that it works; no figures to quote
 
@@ -27,13 +27,15 @@ import sys
 import tempfile
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -47,6 +49,7 @@ from running.machine import processor, versions
 from running.markdown import COMPARED, compared, rounded
 from running.memory import keep_memory
 from running.outputs import check_output
+from running.settings import best_precision
 from torch import Tensor, nn
 from torch.autograd.functional import vjp
 from torch.utils.data import DataLoader
@@ -63,6 +66,7 @@ PAPER = {"image_size": 224, "conv1_stride": 4}  # the network of 2012
 TINY = {"image_size": 24, "conv1_stride": 2}  # --quick's
 PLAIN_LRN = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)  # has no state; alpha is of the window's mean
 CLOCK = "StepClock: "
+DEFAULT_WAIT = {"GOMP_SPINCOUNT": "300000"}  # libgomp's own where nobody says how threads wait
 PRODUCT_SIZE = 2048  # a matrix product large enough to run at the cores' peak, or at what is left of it
 
 # ---- rows and turns ----------------------------------------------------------------------------------------
@@ -123,12 +127,13 @@ def timed_by_torch(work: Callable[[], Any]) -> Job:
 def apart(make: Callable[..., Job], keep: bool = True, **settings: Any) -> Job:
     """The job ``make(**settings)``, in a new process at each turn: with an allocator and a peak of memory of its own.
 
-    ``keep``: freed memory stays with it, as in ``fit.py``; else glibc's defaults hold, as in a user's script.
+    ``keep``: freed memory stays with it and its threads wait asleep, as in ``fit.py``; else glibc's and OpenMP's
+    defaults hold, as in a user's script.
     """
 
     def go() -> Lap:
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit the allocator's settings
-        with ProcessPoolExecutor(1, spawn) as process:
+        with patch.dict(os.environ, {} if keep else DEFAULT_WAIT), ProcessPoolExecutor(1, spawn) as process:
             try:
                 return process.submit(_build_and_go, make, keep, settings).result()
             except BrokenProcessPool:
@@ -207,9 +212,10 @@ class PlainAlexNet(nn.Sequential):
 
 
 def training_step(
-    plain: bool, images: Tensor, targets: Tensor, **settings: Any
+    plain: bool, images: Tensor, targets: Tensor, bf16: bool = False, **settings: Any
 ) -> tuple[nn.Module, Callable[[], Tensor]]:
     """A network, and its training step on one batch: every tutorial's, or ours, as Lightning does it."""
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
     if plain:
         net: nn.Module = PlainAlexNet(**settings)
         optimizer: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
@@ -220,9 +226,11 @@ def training_step(
     def step() -> Tensor:
         if plain:
             optimizer.zero_grad()
-            loss = F.cross_entropy(net(images), targets)
+            with autocast:
+                loss = F.cross_entropy(net(images), targets)
         else:
-            loss = F.nll_loss(model.log_probabilities(images), targets)
+            with autocast:
+                loss = F.nll_loss(model.log_probabilities(images), targets)
             optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -363,6 +371,7 @@ def run_fit(steps: int, network: dict[str, Any], batch: int = 128) -> list[float
         flags = {f"model.{key}": value for key, value in network.items()} | {
             "data.source": "shapes10",
             "data.batch_size": batch,
+            "trainer.precision": "32-true",  # as the bare loop
             "trainer.logger.init_args.save_dir": folder,
             "trainer.callbacks+": "benchmark.StepClock",
             "trainer.callbacks.init_args.steps": steps,
@@ -488,6 +497,80 @@ def import_times() -> list[tuple[str, float]]:
     return sorted(seconds.items(), key=lambda item: -item[1])
 
 
+# ---- 7. beside other programs ------------------------------------------------------------------------------
+
+
+@contextmanager
+def busy(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """So many other programs that do nothing but compute."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield others
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def make_lrn(plain: bool, batch: int, channels: int, size: int) -> Job:
+    """LRN forward and backward, once; a warm-up is behind it."""
+    x = torch.randn(batch, channels, size, size).relu().mul_(5)
+    run = partial(vjp, PLAIN_LRN if plain else LocalResponseNorm(), x, torch.randn_like(x))
+    run()
+    return lambda: timed(run)
+
+
+def shared_rows(
+    conv1: tuple[int, int, int] = (64, 96, 55), batch: int = 128, rounds: int = 3, most: int = 2, **network: Any
+) -> list[Row]:
+    """LRN and a training step at default.yaml's size: alone, and beside one and two programs that are busy."""
+    lrn = dict(zip(("batch", "channels", "size"), conv1, strict=True))
+    size = {key: {**DEFAULT["model"], **network}[key] for key in ("image_size", "conv1_stride")}
+    kinds: list[tuple[str, str, Callable[..., Job], dict[str, Any]]] = [
+        ("LRN, conv1's", "`nn.LocalResponseNorm`", make_lrn, lrn),
+        (f"step, {size['image_size']} pixels", "plain PyTorch", make_step, {"batch": batch, **size}),
+    ]
+    rows = []
+    for what, peer, make, settings in kinds:
+        jobs = {"ours": apart(make, plain=False, **settings), peer: apart(make, keep=False, plain=True, **settings)}
+        alone = math.nan
+        for count, where in enumerate(("alone", "beside one busy program", "beside two")[: most + 1]):
+            with busy(count):
+                laps = take_turns(jobs, rounds)
+            rows += versus(f"{what}, {where}", "s", laps, lambda lap: lap.seconds)
+            alone = laps["ours"].seconds if not count else alone
+            if count:
+                rows.append(row("  times as long as alone", laps["ours"].seconds / alone))
+    return rows
+
+
+# ---- 8. precision and layout -------------------------------------------------------------------------------
+
+
+def precision_rows(
+    sizes: Iterable[tuple[int, int]] = ((224, 64), (64, 128), (48, 64), (32, 128)), rounds: int = 3, **network: Any
+) -> list[Row]:
+    """A training step in float32 and, where the processor has it, bfloat16, in both memory layouts."""
+    precisions = {"fp32": False, "bf16": True} if best_precision("cpu") == "bf16-mixed" else {"fp32": False}
+    if len(precisions) == 1:
+        print("precision: this processor would emulate bfloat16; its rows are left out", file=sys.stderr)
+    rows = []
+    for size, batch in sizes:
+        settings = {"image_size": size, "conv1_stride": 4 if size == 224 else 2, "batch": batch, **network}
+        layouts = {"channels_last": True, "NCHW": False}
+        jobs = {
+            f"{name}, {layout}": apart(make_step, plain=False, bf16=bf16, channels_last=last, **settings)
+            for (name, bf16), (layout, last) in itertools.product(precisions.items(), layouts.items())
+        }
+        if len(precisions) == 2:
+            jobs["bf16, plain PyTorch"] = apart(make_step, plain=True, bf16=True, **settings)
+        laps = take_turns(jobs, rounds)
+        best = "bf16, channels_last" if len(precisions) == 2 else "fp32, channels_last"
+        ours = {best: laps.pop(best), **laps}
+        rows += versus(f"training step, {size} pixels, batch {batch}, {best}", "s", ours, lambda lap: lap.seconds)
+    return rows
+
+
 # ---- the command line --------------------------------------------------------------------------------------
 
 SECTIONS: dict[str, tuple[Callable[..., list[Row]], dict[str, Any]]] = {  # what measures them, and --quick's settings
@@ -497,6 +580,8 @@ SECTIONS: dict[str, tuple[Callable[..., list[Row]], dict[str, Any]]] = {  # what
     "loop": (loop_rows, {"rounds": 1, "skip": 1, "steps": 2, "batch": 16, **TINY}),
     "retrieval": (retrieval_rows, {"queries": 20, "gallery": 100, "width": 16, "k": 3, "rounds": 1}),
     "startup": (startup_rows, {"rounds": 1, **TINY}),
+    "shared": (shared_rows, {"conv1": (2, 8, 5), "batch": 4, "rounds": 1, "most": 1, **TINY}),
+    "precision": (precision_rows, {"sizes": ((24, 4),), "rounds": 1}),
 }
 
 

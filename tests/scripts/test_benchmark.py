@@ -216,3 +216,34 @@ def test_as_a_script() -> None:
     done = subprocess.run([sys.executable, SCRIPT, "--quick", "--only", "lrn"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "nn.LocalResponseNorm" in done.stdout
+
+
+def test_busy_programs_are_gone_afterwards() -> None:
+    with benchmark.busy(2) as others:
+        assert [other.poll() for other in others] == [None, None]
+    assert all(other.poll() is not None for other in others)
+
+
+def test_a_peer_waits_as_openmp_does_by_itself() -> None:
+    """What ``start.py`` settles for our processes is not lent to it."""
+    assert benchmark.apart(spin, keep=True)().value == ("passive", None)
+    assert benchmark.apart(spin, keep=False)().value[1] == benchmark.DEFAULT_WAIT["GOMP_SPINCOUNT"]
+
+
+def spin() -> benchmark.Job:
+    return lambda: benchmark.Lap(0.0, value=(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT")))
+
+
+def test_precision_has_rows_of_both_where_the_processor_has_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "best_precision", lambda accelerator: "bf16-mixed")
+    monkeypatch.setattr(
+        benchmark, "apart", lambda make, keep=True, **settings: lambda: benchmark.Lap(1 + settings["bf16"])
+    )
+    rows = benchmark.precision_rows(sizes=((24, 4),), rounds=1)
+    assert [row["against"] for row in rows] == [
+        "fp32, channels_last",
+        "fp32, NCHW",
+        "bf16, NCHW",
+        "bf16, plain PyTorch",
+    ]
+    assert [row["ratio"] for row in rows] == [0.5, 0.5, 1, 1]
