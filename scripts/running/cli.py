@@ -26,7 +26,8 @@ from callbacks.checkpoints.files import CheckpointError, NotFiniteError, write_w
 from callbacks.checkpoints.io import DurableCheckpointIO
 from callbacks.checkpoints.structure import MisfitError
 from callbacks.run_history import RunHistory
-from callbacks.stop_and_resume import StopAndResume, callbacks_of, slurm_job
+from callbacks.slurm import slurm_job
+from callbacks.stop_and_resume import StopAndResume, callbacks_of
 from callbacks.stop_on_divergence import StopOnDivergence, account
 from datamodules import CIFAR10DataModule, sources
 from lightning_modules import AlexNetClassifier

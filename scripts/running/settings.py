@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from callbacks import LOOKS
-from callbacks.stop_and_resume import slurm_job
+from callbacks.slurm import slurm_job
 from running.checkpoint import Checkpoint
 from running.errors import refuse
 
