@@ -12,16 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from callbacks.base import (
-    Looking,
-    add_to_tensorboards,
-    evenly_spaced_images,
-    looking,
-    or_left_out,
-    run_folder,
-    tensorboards,
-    write_text,
-)
+from callbacks.base import Looking, evenly_spaced_images, looking, or_left_out, run_folder, tensorboards, write_text
 
 Layout = dict[str, dict[str, tuple[str, list[str]]]]
 
@@ -101,8 +92,10 @@ class Overview(Looking):
         if self.disabled(trainer):
             return
         write_text(trainer, "config", f"```yaml\n{_config(trainer, pl_module).strip()}\n```")
-        add_to_tensorboards(trainer, "custom_scalars", shared_plots())
         loggers = tensorboards(trainer)
+        for logger in loggers:
+            with or_left_out():
+                logger.experiment.add_custom_scalars(shared_plots())
         if not (loggers and self.graph and hasattr(getattr(trainer, "datamodule", None), "query_dataloader")):
             return
         with looking(pl_module):
