@@ -41,13 +41,9 @@ from callbacks.slurm import slurm_job
 Kind = TypeVar("Kind", bound=Callback)
 
 OPTIMISATION = ("optimizer_states", "lr_schedulers", "hyper_parameters")  # in a checkpoint
-NOTHING: dict[str, Any] = {  # of ours in a checkpoint: one of before there was this class
-    "validated": False,
-    "should_stop": False,
-    "callback_metrics": {},
-    "train_metrics": {},
-    "gradients": {},
-}
+# What we add to a checkpoint, where one of an earlier version lacks it.
+DEFAULTS: dict[str, Any] = {"validated": False, "should_stop": False}
+DEFAULTS |= {"callback_metrics": {}, "train_metrics": {}, "gradients": {}}
 # Ctrl-C, `kill` and a terminal that closes, which Windows does not know.
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 
@@ -65,15 +61,9 @@ def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
     return [callback for callback in cast(Any, trainer).callbacks if isinstance(callback, kind)]
 
 
-def model_checkpoints(trainer: Trainer, resumable: bool = False) -> list[ModelCheckpoint]:
-    """A run's checkpoint callbacks; with ``resumable`` those that keep all it takes to go on."""
-    callbacks = callbacks_of(trainer, ModelCheckpoint)
-    return [callback for callback in callbacks if not (resumable and callback.save_weights_only)]
-
-
 def resumable_path(trainer: Trainer) -> Path | None:
     """Where a run keeps the checkpoint that it can be resumed from; None where it keeps none."""
-    callbacks = [callback for callback in model_checkpoints(trainer) if callback.dirpath]
+    callbacks = [callback for callback in callbacks_of(trainer, ModelCheckpoint) if callback.dirpath]
     last = [callback for callback in callbacks if not callback.save_weights_only and callback.monitor is None]
     for callback in last or callbacks:
         name = callback.filename if last and callback.filename and "{" not in callback.filename else "last"
@@ -249,7 +239,7 @@ class StopAndResume(Callback):
             # WeightAveraging would put the weights in training in place of the averaged ones.
             checkpoint.pop("current_model_state", None)
         elif "fit_loop" in (loops := checkpoint.get("loops", {})):
-            own = NOTHING | checkpoint.get(type(self).__name__, {})
+            own = DEFAULTS | checkpoint.get(type(self).__name__, {})
             self._validated = own["validated"]
             checkpoint["loops"] = {**loops, "fit_loop": settled(loops["fit_loop"], self._validated)}
             _, batches = epochs_and_batches(checkpoint)
@@ -307,7 +297,7 @@ class StopAndResume(Callback):
 
 def _model_checkpoints_and_states(trainer: Trainer, taken: Taken) -> list[tuple[ModelCheckpoint, dict[str, Any]]]:
     """The checkpoint callbacks that have a state in the checkpoint, and that."""
-    found = [(callback, taken.callbacks.get(callback.state_key)) for callback in model_checkpoints(trainer)]
+    found = [(callback, taken.callbacks.get(callback.state_key)) for callback in callbacks_of(trainer, ModelCheckpoint)]
     return [(callback, state) for callback, state in found if state is not None]
 
 
