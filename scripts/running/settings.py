@@ -1,4 +1,4 @@
-"""A run's settings as they lie in its config: what a run that goes on takes from the one before, loggers, places."""
+"""A run's settings as they lie in its config: places, loggers, precision, and what a run that goes on takes over."""
 
 from __future__ import annotations
 
