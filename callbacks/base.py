@@ -152,6 +152,13 @@ def tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
 
 
+def add_to_tensorboards(trainer: Trainer, what: str, *args: Any, **kwargs: Any) -> None:
+    """Call ``add_image`` or another ``add_<what>`` of every TensorBoard logger; what can't be written is left out."""
+    for logger in tensorboards(trainer):
+        with or_left_out():
+            getattr(logger.experiment, f"add_{what}")(*args, **kwargs)
+
+
 def write_image(trainer: Trainer, tag: str, filename: str, image: Tensor) -> None:
     """Give an image ``(3, H, W)`` uint8 to every TensorBoard logger, at the trainer's step, and save it as PNG.
 
@@ -162,9 +169,7 @@ def write_image(trainer: Trainer, tag: str, filename: str, image: Tensor) -> Non
         with or_left_out(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(path)
-    for logger in tensorboards(trainer):
-        with or_left_out():
-            logger.experiment.add_image(tag, image, global_step=trainer.global_step)
+    add_to_tensorboards(trainer, "image", tag, image, global_step=trainer.global_step)
 
 
 def write_text(trainer: Trainer, tag: str, text: str, filename: str | None = None) -> None:
@@ -173,9 +178,7 @@ def write_text(trainer: Trainer, tag: str, text: str, filename: str | None = Non
     if filename and trainer.is_global_zero:
         with or_left_out():
             write_whole(folder / filename, text + "\n")
-    for logger in tensorboards(trainer):
-        with or_left_out():
-            logger.experiment.add_text(tag, text, global_step=trainer.global_step)
+    add_to_tensorboards(trainer, "text", tag, text, global_step=trainer.global_step)
 
 
 def write_scalars(trainer: Trainer, values: Mapping[str, float]) -> None:

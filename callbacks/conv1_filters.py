@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
-from callbacks.base import EveryNEpochs, Stage, or_left_out, tensorboards, write_image, write_scalars
+from callbacks.base import EveryNEpochs, Stage, add_to_tensorboards, write_image, write_scalars
 from callbacks.pure.filter_grid import filter_grid, full_colour
 
 
@@ -99,9 +99,7 @@ class Conv1Filters(EveryNEpochs):
             scale = full_colour(self._start if scale == "first" else weights)
         moved = distances_moved(weights.cpu(), self._start)
         write_scalars(trainer, {"filters/moved_mean": moved.mean().item(), "filters/moved_max": moved.max().item()})
-        for logger in tensorboards(trainer):
-            with or_left_out():
-                logger.experiment.add_histogram("filters/moved", moved, global_step=step)
+        add_to_tensorboards(trainer, "histogram", "filters/moved", moved, global_step=step)
         title = f"{name} after epoch {epochs} (step {step})" if step else f"{name} before training"
         image = filter_grid(weights, groups, scale, title)
         write_image(trainer, "filters/conv1", f"conv1_filters/epoch_{epochs:03d}.png", image)

@@ -55,15 +55,15 @@ class EmbeddingProjector(EveryNEpochs):
             return
         points = principal_axes(embeddings)
         classes, names = targets.tolist(), base.datamodule_of(trainer).class_names
-        for logger in base.tensorboards(trainer):
-            with base.or_left_out():
-                logger.experiment.add_embedding(
-                    points,
-                    metadata=[names[target] for target in classes],
-                    label_img=sprites,  # float in [0, 1]: uint8 would come out white
-                    global_step=trainer.global_step,
-                    tag="fc7",
-                )
+        base.add_to_tensorboards(
+            trainer,
+            "embedding",
+            points,
+            metadata=[names[target] for target in classes],
+            label_img=sprites,  # float in [0, 1]: uint8 would come out white
+            global_step=trainer.global_step,
+            tag="fc7",
+        )
         flat = F.pad(points, (0, max(0, 2 - points.shape[1])))[:, :2]
         picture = embedding_map(flat, sprites, classes, names, f"{stage} images after epoch {epochs}")
         self.draw(trainer, "embedding", stage, epochs, picture)

@@ -125,11 +125,11 @@ def epoch_line(entry: dict[str, float], epochs: int | None, best: bool) -> str:
 
 
 def _figures(entry: dict[str, Any], *needed: str) -> dict[str, Any]:
-    """A copy of what a checkpoint holds of an epoch; a ValueError where that is no figures by name."""
-    if any(name not in entry for name in needed) or any(isinstance(v, bool | str) for v in entry.values()):
-        raise ValueError(f"{entry}, expected an epoch's figures")
-    if not all(isinstance(name, str) and math.isfinite(value) for name, value in entry.items()):
-        raise ValueError(f"{entry}, expected finite figures")
+    """A copy of what a checkpoint holds of an epoch; a ValueError where that is no finite figures by name."""
+    figures = all(isinstance(value, int | float) and not isinstance(value, bool) for value in entry.values())
+    named = all(isinstance(name, str) for name in entry) and {*needed} <= entry.keys()
+    if not (figures and named and all(map(math.isfinite, entry.values()))):
+        raise ValueError(f"{entry}, expected an epoch's finite figures")
     return dict(entry)
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
@@ -22,7 +20,6 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -39,42 +36,24 @@ from callbacks.checkpoints.progress import (
     skip_batches,
 )
 from callbacks.checkpoints.structure import check_best, check_optimisation, check_state
+from callbacks.slurm import slurm_job
 
 Kind = TypeVar("Kind", bound=Callback)
 
-TAKEN = ("callbacks", "optimizer_states", "lr_schedulers", "hyper_parameters")  # of a checkpoint, kept for a moment
+OPTIMISATION = ("optimizer_states", "lr_schedulers", "hyper_parameters")  # in a checkpoint
+# What we add to a checkpoint, where one of an earlier version lacks it.
+DEFAULTS: dict[str, Any] = {"validated": False, "should_stop": False}
+DEFAULTS |= {"callback_metrics": {}, "train_metrics": {}, "gradients": {}}
 # Ctrl-C, `kill` and a terminal that closes, which Windows does not know.
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 
-def slurm_job() -> str | None:
-    """What tells a SLURM job's command from all others, also when the job is queued again; None outside one."""
-    job = SLURMEnvironment.job_id() if SLURMEnvironment.detect() else None
-    return None if job is None else "_".join(["job", str(job), *filter(None, [os.environ.get("SLURM_STEP_ID")])])
+class Taken(NamedTuple):
+    """What a run that goes on keeps of its checkpoint until the first batch after it."""
 
-
-@contextmanager
-def queued_again() -> Iterator[None]:
-    """Around a SLURM job's work: queue it again when SLURM warns that its time is up (``--signal=SIGUSR1@90``).
-
-    Lightning would save at once, within a batch as it may be.
-    """
-
-    def stop(signum: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + signum)
-
-    if slurm_job() is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGUSR1, stop)
-    try:
-        yield
-    except SystemExit as exit_:
-        if exit_.code == 128 + signal.SIGUSR1:
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
-        raise
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    own: dict[str, Any]  # what :class:`StopAndResume` added
+    callbacks: dict[str, Any]  # their states
+    optimisation: dict[str, Any]  # optimisers and schedules, until they are checked
 
 
 def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
@@ -82,15 +61,9 @@ def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
     return [callback for callback in cast(Any, trainer).callbacks if isinstance(callback, kind)]
 
 
-def model_checkpoints(trainer: Trainer, resumable: bool = False) -> list[ModelCheckpoint]:
-    """A run's checkpoint callbacks; with ``resumable`` those that keep all it takes to go on."""
-    callbacks = callbacks_of(trainer, ModelCheckpoint)
-    return [callback for callback in callbacks if not (resumable and callback.save_weights_only)]
-
-
 def resumable_path(trainer: Trainer) -> Path | None:
     """Where a run keeps the checkpoint that it can be resumed from; None where it keeps none."""
-    callbacks = [callback for callback in model_checkpoints(trainer) if callback.dirpath]
+    callbacks = [callback for callback in callbacks_of(trainer, ModelCheckpoint) if callback.dirpath]
     last = [callback for callback in callbacks if not callback.save_weights_only and callback.monitor is None]
     for callback in last or callbacks:
         name = callback.filename if last and callback.filename and "{" not in callback.filename else "last"
@@ -126,11 +99,8 @@ class StopAndResume(Callback):
         self._before: dict[int, Any] = {}  # handlers
         self._validated = False  # after the newest batch of training
         self._accumulating = False  # gradients wait for their optimiser step
-        self._resumed = False  # from a checkpoint, and no batch since
         self._ends = False  # has made all its steps, but its epoch is not over
-        self._taken: dict[str, Any] = {}  # that checkpoint
-        self._states: dict[str, Any] = {}  # callbacks' in it
-        self._kept: dict[str, Any] = {}  # our own in it
+        self._taken: Taken | None = None  # of the checkpoint that is gone on from; None once there was a batch
 
     # ---- stopping ------------------------------------------------------------------------------------------
 
@@ -171,8 +141,8 @@ class StopAndResume(Callback):
             asking = [*SIGNALS, signal.SIGUSR1] if slurm_job() else SIGNALS
             taken = [signum for signum in asking if signal.getsignal(signum) is not signal.SIG_IGN]
             self._before = {signum: signal.signal(signum, self._ask) for signum in taken}
-        if self._resumed:
-            self._go_on(trainer, pl_module)
+        if self._taken:
+            self._go_on(trainer, pl_module, self._taken)
         self.resuming = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -180,19 +150,19 @@ class StopAndResume(Callback):
         # only after some hundred megabytes of them. It takes a tenth of a second.
         gc.collect()
         self._stop_if_asked(trainer)
-        if self._resumed:
-            self._go_on_averaging(trainer, pl_module)
+        if self._taken:
+            self._go_on_averaging(trainer, pl_module, self._taken)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._stop_if_asked(trainer)
-        if self._resumed:
+        if self._taken:
             count_steps_anew(trainer)
             for callback in callbacks_of(trainer, GradientAccumulationScheduler):
                 callback.on_train_epoch_start(trainer, pl_module)  # which a run that goes on in mid-epoch leaves out
-            gradients = self._kept.get("gradients", {})
+            gradients = self._taken.own["gradients"]
             for name, weight in pl_module.named_parameters():
                 weight.grad = gradients[name].to(pl_module.device).contiguous() if name in gradients else None
-            self._resumed = False
+            self._taken = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -221,10 +191,10 @@ class StopAndResume(Callback):
         if self._ends:
             raise_max_steps(trainer, -1)
             self._ends = False
-        if self._resumed:
+        if self._taken:
             count_steps_anew(trainer)
             pl_module.log_dict(getattr(pl_module, "train_metrics", {}), on_step=False, on_epoch=True)
-            self._resumed = False
+            self._taken = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on signals stop at once."""
@@ -249,8 +219,8 @@ class StopAndResume(Callback):
         for name, metric in getattr(pl_module, "train_metrics", {}).items():
             with metric.sync_context():
                 metrics[name] = {key: value.clone() for key, value in metric.metric_state.items()}
-        if self._resumed:
-            gradients = self._kept.get("gradients", {})
+        if self._taken:
+            gradients = self._taken.own["gradients"]
         elif self._accumulating:
             found = {name: weight.grad for name, weight in pl_module.named_parameters() if weight.grad is not None}
             gradients = {name: trainer.strategy.reduce(grad.clone(), reduce_op="mean") for name, grad in found.items()}
@@ -265,84 +235,87 @@ class StopAndResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the loops' counters agree before Lightning reads them."""
-        if trainer.state.fn == TrainerFn.FITTING and "fit_loop" in checkpoint.get("loops", {}):
-            self._kept = checkpoint.get(type(self).__name__, {})
-            self._validated = self._kept.get("validated", False)
-            loop = settled(checkpoint["loops"]["fit_loop"], self._validated)
-            checkpoint["loops"] = {**checkpoint["loops"], "fit_loop": loop}
-            self._resumed = True
-            self._taken = {key: checkpoint.get(key) for key in TAKEN}
-            self._states = dict(checkpoint.get("callbacks", {}))
-            batches = epochs_and_batches(checkpoint)[1]
-            self._ends = batches > 0 and trainer.max_steps == checkpoint["global_step"]
-            if not batches:  # the epoch that they are of is over
-                self._kept = {**self._kept, "train_metrics": {}, "gradients": {}}
-            for callback, state in self._of_checkpoints(trainer):
-                if state["dirpath"] == callback.dirpath:
-                    check_best(state, callback.monitor is not None)
         if trainer.state.fn != TrainerFn.FITTING:
             # WeightAveraging would put the weights in training in place of the averaged ones.
             checkpoint.pop("current_model_state", None)
+        elif "fit_loop" in (loops := checkpoint.get("loops", {})):
+            own = DEFAULTS | checkpoint.get(type(self).__name__, {})
+            self._validated = own["validated"]
+            checkpoint["loops"] = {**loops, "fit_loop": settled(loops["fit_loop"], self._validated)}
+            _, batches = epochs_and_batches(checkpoint)
+            self._ends = batches > 0 and trainer.max_steps == checkpoint["global_step"]
+            if not batches:  # the epoch that they are of is over
+                own |= {"train_metrics": {}, "gradients": {}}
+            optimisation = {key: checkpoint.get(key) for key in OPTIMISATION}
+            self._taken = Taken(own, checkpoint.get("callbacks", {}), optimisation)
+            for callback, state in _model_checkpoints_and_states(trainer, self._taken):
+                if state["dirpath"] == callback.dirpath:
+                    check_best(state, callback.monitor is not None)
 
-    def _go_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse optimisers, schedules and gradients that are not the run's; take over what was best so far."""
+        taken = self._taken
+        if taken is None:
+            return
+        if self._ends:
+            raise_max_steps(trainer, 1)
+        then, now = (hparams or {} for hparams in (taken.optimisation["hyper_parameters"], pl_module.hparams))
+        averaged = callbacks_of(trainer, StochasticWeightAveraging)  # which has a schedule of its own in the end
+        check_optimisation(taken.optimisation, trainer, then.get("schedule") == now.get("schedule") and not averaged)
+        gradients = taken.own["gradients"]
+        weights = {name: weight for name, weight in pl_module.named_parameters() if name in gradients}
+        check_state(gradients, weights, "gradients")
+        self._taken = taken._replace(optimisation={})
+        for callback, state in _model_checkpoints_and_states(trainer, taken):
+            if state["dirpath"] != callback.dirpath:
+                _take_best(trainer, callback, state)
+
+    def _go_on(self, trainer: Trainer, pl_module: LightningModule, taken: Taken) -> None:
         """Put back what the rest of the run depends on, before its first batch."""
         done = skip_batches(trainer, self._ends)
         if done:
             rank_zero_info(f"going on after {done} batches of epoch {trainer.current_epoch}")
-        trainer.should_stop = trainer.should_stop or self._kept.get("should_stop", False)
-        trainer.callback_metrics.update(trainer.strategy.batch_to_device(self._kept.get("callback_metrics", {})))
+        trainer.should_stop = trainer.should_stop or taken.own["should_stop"]
+        trainer.callback_metrics.update(trainer.strategy.batch_to_device(taken.own["callback_metrics"]))
         metrics = getattr(pl_module, "train_metrics", {}) if trainer.is_global_zero else {}
-        for name, state in self._kept.get("train_metrics", {}).items():
+        for name, state in taken.own["train_metrics"].items():
             if name in metrics:
                 metrics[name].merge_state(trainer.strategy.batch_to_device(state))
         if done:
-            self._go_on_averaging(trainer, pl_module)
+            self._go_on_averaging(trainer, pl_module, taken)
 
-    def _go_on_averaging(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _go_on_averaging(self, trainer: Trainer, pl_module: LightningModule, taken: Taken) -> None:
         """Have StochasticWeightAveraging take over its state, which it does as an epoch starts and at a wrong rate."""
         for callback in callbacks_of(trainer, StochasticWeightAveraging):
-            if self._states.get(callback.state_key, {}).get("scheduler_state") is not None:
+            if taken.callbacks.get(callback.state_key, {}).get("scheduler_state") is not None:
                 groups = trainer.optimizers[0].param_groups
                 rates = [group["lr"] for group in groups]
                 callback.on_train_epoch_start(trainer, pl_module)
                 for group, rate in zip(groups, rates, strict=True):
                     group["lr"] = rate
 
-    def _of_checkpoints(self, trainer: Trainer) -> list[tuple[ModelCheckpoint, dict[str, Any]]]:
-        """The checkpoint callbacks that have a state in the checkpoint, and that."""
-        found = [(callback, self._states.get(callback.state_key)) for callback in model_checkpoints(trainer)]
-        return [(callback, state) for callback, state in found if state is not None]
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse optimisers, schedules and gradients that are not the run's; take over what was best so far."""
-        if not self._resumed:
-            return
-        if self._ends:
-            raise_max_steps(trainer, 1)
-        then, now = (hparams or {} for hparams in (self._taken["hyper_parameters"], pl_module.hparams))
-        averaged = callbacks_of(trainer, StochasticWeightAveraging)  # which has a schedule of its own in the end
-        check_optimisation(self._taken, trainer, then.get("schedule") == now.get("schedule") and not averaged)
-        gradients = self._kept.get("gradients", {})
-        weights = {name: weight for name, weight in pl_module.named_parameters() if name in gradients}
-        check_state(gradients, weights, "gradients")
-        self._taken = {}
-        for callback, state in self._of_checkpoints(trainer):
-            if state["dirpath"] == callback.dirpath:
-                continue
-            kept: dict[Path, Any] = {}
-            callback.best_model_path = ""  # Lightning forgets the score where the folder is another, not the path
-            for path, score in state["best_k_models"].items() if callback.monitor else []:
-                # Beside the checkpoint that is resumed, wherever the run lies now; a file's word for another place is
-                # none.
-                best = Path(str(trainer.ckpt_path)).with_name(Path(path).name or "?")
-                copied = Path(str(callback.dirpath)) / best.name
-                wrong = copy_intact(best, copied if trainer.is_global_zero else None)
-                if wrong is None:
-                    kept[copied] = score
-                else:
-                    rank_zero_warn(f"{best}: {wrong}. The best of the run is chosen from what follows only.")
-            if kept:
-                remember_best(callback, kept)
+def _model_checkpoints_and_states(trainer: Trainer, taken: Taken) -> list[tuple[ModelCheckpoint, dict[str, Any]]]:
+    """The checkpoint callbacks that have a state in the checkpoint, and that."""
+    found = [(callback, taken.callbacks.get(callback.state_key)) for callback in callbacks_of(trainer, ModelCheckpoint)]
+    return [(callback, state) for callback, state in found if state is not None]
+
+
+def _take_best(trainer: Trainer, callback: ModelCheckpoint, state: dict[str, Any]) -> None:
+    """Copy what was best so far to the folder of a run that goes on, and have its callback know the scores."""
+    kept: dict[Path, Any] = {}
+    callback.best_model_path = ""  # Lightning forgets the score where the folder is another, not the path
+    for path, score in state["best_k_models"].items() if callback.monitor else []:
+        # Beside the checkpoint that is resumed, wherever the run lies now: whatever folder the file may name.
+        best = Path(str(trainer.ckpt_path)).with_name(Path(path).name or "?")
+        copied = Path(str(callback.dirpath)) / best.name
+        wrong = copy_intact(best, copied if trainer.is_global_zero else None)
+        if wrong is None:
+            kept[copied] = score
+        else:
+            rank_zero_warn(f"{best}: {wrong}. The best of the run is chosen from what follows only.")
+    if kept:
+        remember_best(callback, kept)
 
 
 def _averaged(trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -190,13 +190,14 @@ class AlexNetClassifier(LightningModule):
         A schedule that is another, or has another rate, begins here. Fused SGD reads momentum and weights as they lie,
         and earlier runs' momentum is channels_last.
         """
-        before, ours = checkpoint.get("hyper_parameters", {}), {"momentum": self.momentum}
-        ours["weight_decay"] = self.weight_decay
+        before = checkpoint.get("hyper_parameters", {})
+        ours = {"momentum": self.momentum, "weight_decay": self.weight_decay}
         if any(before.get(name, now) != now for name, now in (("lr", self.lr), ("schedule", self.schedule))):
             ours |= {"lr": self.lr, "initial_lr": self.lr}
             checkpoint["lr_schedulers"] = []
         for schedule in checkpoint.get("lr_schedulers", []):
-            schedule.update({"patience": self.patience} if "patience" in schedule else {})
+            if "patience" in schedule:
+                schedule["patience"] = self.patience
         for optimizer in checkpoint.get("optimizer_states", []):
             for group in optimizer["param_groups"]:
                 group.update(ours)

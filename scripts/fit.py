@@ -27,7 +27,8 @@ from running.report import measured, report, summarise_fit
 from callbacks import LOOKS
 from callbacks.checkpoints.files import damage
 from callbacks.checkpoints.io import DurableCheckpointIO
-from callbacks.stop_and_resume import queued_again, resumable_path
+from callbacks.slurm import queued_again
+from callbacks.stop_and_resume import resumable_path
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
 

@@ -31,20 +31,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 from rich.console import Console
 from rich.table import Table
 from running.checkpoint import Checkpoint
-from running.errors import ScriptParser, argument_errors, printable, refuse
+from running.errors import ScriptParser, argument_errors, printable, reason, refuse
 from running.outputs import check_output
 from torch import Tensor
 from tqdm import tqdm
 
-from callbacks.checkpoints.files import (
-    CheckpointError,
-    damage,
-    load_plain,
-    read_regular,
-    sidecar,
-    write_checkpoint,
-    write_whole,
-)
+from callbacks.checkpoints.files import damage, load_plain, read_regular, sidecar, write_checkpoint, write_whole
 from callbacks.checkpoints.structure import all_finite, kind
 from callbacks.pure.knn import nearest_neighbours
 from callbacks.pure.retrieval_panel import retrieval_panel
@@ -312,11 +304,11 @@ def gallery_features(
     features = embed(model, datamodule, images, "embedding the training images")
     try:
         if path.parent.is_symlink():  # to a folder of other files, maybe
-            raise CheckpointError("its folder is a link") from OSError(0, "its folder is a link")
+            raise OSError(0, "its folder is a link")
         write_checkpoint({"key": key, "features": features}, path)
-    except CheckpointError as error:
-        reason = getattr(error.__cause__, "strerror", None) or "the system refuses"
-        print(printable(f"{path}: can't be written ({reason}); the next time takes as long"), file=sys.stderr)
+    except OSError as error:
+        why = reason(error.__cause__ or error)
+        print(printable(f"{path}: can't be written ({why}); the next time takes as long"), file=sys.stderr)
     return features, False
 
 

@@ -89,7 +89,8 @@ def check_optimizer(theirs: Any, parameters: Sequence[Tensor]) -> None:
     Raises:
         MisfitError: One line that names the first place.
     """
-    place, state = "optimizer_states", theirs.get("state") if isinstance(theirs, Mapping) else None
+    place = "optimizer_states"
+    state = theirs.get("state") if isinstance(theirs, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(values, Mapping) for values in state.values()):
         raise misfit(place, theirs, "the parameters' states")
     places = [number for number, parameter in enumerate(parameters) if parameter.requires_grad]
@@ -126,15 +127,15 @@ def check_optimisation(checkpoint: Mapping[str, Any], trainer: Trainer, same_sch
             missing = own.keys() - group.keys() - (set() if same_schedule else {"initial_lr"})
             if missing or group["params"] != own["params"] or not isinstance(group.get("fused"), bool | None):
                 raise misfit("optimizer_states.param_groups", sorted(missing) or "other parameters", "the model's")
-            common = (own.keys() & group.keys()) - {"params", "fused"}  # mixed precision may have been another
-            check_state({k: group[k] for k in common}, {k: own[k] for k in common}, "optimizer_states", kinds)
+            for key in (own.keys() & group.keys()) - {"params", "fused"}:  # mixed precision may have been another
+                check_state(group[key], own[key], f"optimizer_states.{key}", kinds)
     for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=False):
         own = config.scheduler.state_dict()
         shadowing = any(callable(getattr(type(config.scheduler), str(key), None)) for key in state.keys() - own.keys())
         if shadowing or (same_schedule and state.keys() != own.keys()):
             raise misfit("lr_schedulers", state, f"the state of a {type(config.scheduler).__name__}")
-        common = own.keys() & state.keys()
-        check_state({k: state[k] for k in common}, {k: own[k] for k in common}, "lr_schedulers", kinds)
+        for key in own.keys() & state.keys():
+            check_state(state[key], own[key], f"lr_schedulers.{key}", kinds)
 
 
 def check_best(theirs: Mapping[str, Any], monitored: bool) -> None:

@@ -152,8 +152,10 @@ def state_of(job: Job) -> str:
     """``done``; ``new`` (or begun); or, where what there is has another recipe, what is different."""
     path, done = (job.summary, True) if job.summary.exists() else (job.folder / "recipe.json", False)
     try:
-        found = read_run(path) if done else read_figures(path, "Delete it")
-        if not done:
+        if done:
+            found = read_run(path)
+        else:
+            found = read_figures(path, "Delete it")
             check_figures(found, {"flags": [TEXT], "settings": MAPPING}, str(path), "Delete it")
         difference = first_difference(job.recipe, found)
     except FileNotFoundError:

@@ -24,7 +24,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, NamedTuple
 
-from running.errors import printable
+from running.errors import printable, reason
 from running.figures import duration, percent
 from running.start import take_signals
 
@@ -235,15 +235,19 @@ def dask_engine(address: str) -> Engine:
         from distributed import Client
     except ModuleNotFoundError:
         raise ValueError("--scheduler: no Dask, expected it installed. Run pip install 'dask[distributed]'.") from None
+    import running
+
     import ablation
 
-    cloudpickle.register_pickle_by_value(ablation)
+    for package in (ablation, running):
+        cloudpickle.register_pickle_by_value(package)
     try:
         client = Client(address, timeout=10)
         client.wait_for_workers(1, timeout=30)
     except Exception as error:  # of many kinds, after the address
-        said = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"--scheduler: {address} ({said}), expected Dask's, with a worker. Start both.") from None
+        raise ValueError(
+            f"--scheduler: {address} ({reason(error)}), expected Dask's, with a worker. Start both."
+        ) from None
 
     def gpus() -> int:
         return sum(int(worker["resources"].get("GPU", 0)) for worker in client.scheduler_info()["workers"].values())

@@ -23,15 +23,13 @@ from callbacks.stop_and_resume import StopAndResume
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
 from running.checks import batches_an_epoch
-from running.errors import printable, refuse
+from running.errors import printable, reason, refuse
 
 VERSION = "pytorch-lightning_version"
 # What Lightning and we look into at once.
+MAPPINGS = "state_dict", "loops", "callbacks", "hyper_parameters", "datamodule_hyper_parameters", StopAndResume.__name__
 KINDS: dict[str, type] = {
-    **dict.fromkeys(
-        ("state_dict", "loops", "callbacks", "hyper_parameters", "datamodule_hyper_parameters", StopAndResume.__name__),
-        dict,
-    ),
+    **dict.fromkeys(MAPPINGS, dict),
     **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
     **dict.fromkeys(("epoch", "global_step"), int),
 }
@@ -74,8 +72,7 @@ class Checkpoint:
         except pickle.UnpicklingError:
             refuse(f"{path}: holds more than tensors and plain values, or is no checkpoint. Use one that fit.py wrote.")
         except Exception as error:  # torch raises many kinds on damaged files
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            refuse(f"{path}: can't be read as a checkpoint ({reason}). Use one that fit.py wrote.")
+            refuse(f"{path}: can't be read as a checkpoint ({reason(error)}). Use one that fit.py wrote.")
         if not isinstance(contents, dict) or "state_dict" not in contents:
             refuse(f"{path}: has no state_dict. Use a checkpoint that fit.py wrote.")
         for key, wanted in KINDS.items():
@@ -175,21 +172,22 @@ class Checkpoint:
     def check_settings(self) -> None:
         """Refuse settings that are not those of its weights, or none at all, before anything is made of them."""
         try:
-            yaml.safe_dump(self.settings)  # plain values
-            if not re.fullmatch(r"2(\.\d+){2}\w*(\.\w+)?", version := str(self.contents.setdefault(VERSION, "2.6.6"))):
+            settings, version = self.settings, str(self.contents.setdefault(VERSION, "2.6.6"))
+            yaml.safe_dump(settings)  # plain values
+            if not re.fullmatch(r"2(\.\d+){2}\w*(\.\w+)?", version):
                 raise ValueError(f"{VERSION} {version}, expected 2.6.6 or the like")
-            for name, value in [*self.settings["model"].items(), *self.settings["data"].items()]:
+            for name, value in [*settings["model"].items(), *settings["data"].items()]:
                 if isinstance(value, int | float) and not abs(value) <= 2**32:
                     raise ValueError(f"{name}: {value}, expected at most {2**32}")
             with torch.device("meta"):  # shapes without numbers, for which there may be no memory
-                model = AlexNetClassifier(**{**self.settings["model"], "compile": False})
-            data = CIFAR10DataModule(**self.settings["data"], image_size=model.net.image_size)
+                model = AlexNetClassifier(**{**settings["model"], "compile": False})
+            data = CIFAR10DataModule(**settings["data"], image_size=model.net.image_size)
             if "CIFAR10DataModule" in self.contents:
                 data.load_state_dict(self.contents["CIFAR10DataModule"])
         except Exception as error:  # of any kind, whatever its values make of it
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            refuse(f"{self.path}: its settings are not this version's ({reason}). Use a checkpoint of this version.")
-        if self.settings["model"]:  # else the command line says what they fit
+            wrong = f"its settings are not this version's ({reason(error)})"
+            refuse(f"{self.path}: {wrong}. Use a checkpoint of this version.")
+        if settings["model"]:  # else the command line says what they fit
             self.check_fits(model)
 
 

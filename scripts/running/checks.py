@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateFinder, LearningRateMonitor, Timer
+from lightning.pytorch.callbacks import (
+    DeviceStatsMonitor,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    Timer,
+)
 
-from callbacks.base import or_left_out, run_folder, tensorboards
-from callbacks.stop_and_resume import callbacks_of, model_checkpoints
+from callbacks.base import add_to_tensorboards, run_folder
+from callbacks.stop_and_resume import callbacks_of
 from datamodules import CIFAR10DataModule
 from datamodules.sources import count_overlap
 from lightning_modules import AlexNetClassifier
@@ -78,7 +84,7 @@ def _monitors(trainer: Any) -> list[tuple[str, str]]:
     """What callbacks watch, each after what says so."""
     found = []
     for callback in trainer.callbacks:
-        ours = callback in model_checkpoints(trainer) and callback.filename == "best"
+        ours = isinstance(callback, ModelCheckpoint) and callback.filename == "best"
         flag = "--best_checkpoint.monitor" if ours else f"--trainer.callbacks: {type(callback).__name__}.monitor"
         if isinstance(monitor := getattr(callback, "monitor", None), str) and getattr(callback, "strict", True):
             found.append((flag, monitor))
@@ -154,7 +160,7 @@ def check_nothing_in_the_way(trainer: Any, trains: bool, resumed: Path | None) -
         return
     checkpoints = [
         Path(callback.dirpath or folder / "checkpoints") / f"{name}{callback.FILE_EXTENSION}"
-        for callback in (model_checkpoints(trainer) if trains else [])
+        for callback in (callbacks_of(trainer, ModelCheckpoint) if trains else [])
         for name in {callback.filename, callback.CHECKPOINT_NAME_LAST if callback.save_last else None}
         if name and "{" not in name
     ]
@@ -180,7 +186,7 @@ def check_folders(trainer: Any) -> None:
     Raises:
         OSError: If a folder can't be made or written to.
     """
-    folders = {callback.dirpath: "another dirpath" for callback in model_checkpoints(trainer)}
+    folders = {callback.dirpath: "another dirpath" for callback in callbacks_of(trainer, ModelCheckpoint)}
     flag = "--trainer.logger.init_args.save_dir" if trainer.loggers else "--trainer.default_root_dir"
     folders |= {trainer.log_dir: flag}
     for folder, remedy in folders.items():
@@ -210,6 +216,5 @@ def announce_data(trainer: Any, datamodule: CIFAR10DataModule) -> None:
             text += f"; {common:,} of the {len(images):,} {name} images are also among those to train on"
     if trainer.is_global_zero:
         print(f"data: {text}")
-    for logger in [] if trainer.fast_dev_run else tensorboards(trainer):
-        with or_left_out():
-            logger.experiment.add_text("data", text)
+    if not trainer.fast_dev_run:
+        add_to_tensorboards(trainer, "text", "data", text)

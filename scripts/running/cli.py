@@ -26,7 +26,8 @@ from callbacks.checkpoints.files import CheckpointError, NotFiniteError, write_w
 from callbacks.checkpoints.io import DurableCheckpointIO
 from callbacks.checkpoints.structure import MisfitError
 from callbacks.run_history import RunHistory
-from callbacks.stop_and_resume import StopAndResume, callbacks_of, slurm_job
+from callbacks.slurm import slurm_job
+from callbacks.stop_and_resume import StopAndResume, callbacks_of
 from callbacks.stop_on_divergence import StopOnDivergence, account
 from datamodules import CIFAR10DataModule, sources
 from lightning_modules import AlexNetClassifier
@@ -202,24 +203,30 @@ class ExperimentCLI(LightningCLI):
             seed = self.config[name].seed_everything
             refuse(f"--seed_everything: {seed} is out of range. Choose 0 to {2**32 - 1}.")
         ckpt_path = self.config[name].ckpt_path or requeued(self.config[name], name)
-        if ckpt_path is None:
-            if name != "fit":
-                refuse(f"--ckpt_path: `{name}` without a checkpoint would score random weights. Name a .ckpt file.")
-            return
-        self.checkpoint = newest_run(self.config[name]) if ckpt_path == "last" else Checkpoint.read(Path(ckpt_path))
-        self.checkpoint.check_settings()
-        run = run_settings(self.checkpoint, name)
+        if ckpt_path is not None:
+            if ckpt_path == "last":
+                self.checkpoint = Checkpoint.newest(*last_checkpoints(self.config[name]))
+            else:
+                self.checkpoint = Checkpoint.read(Path(ckpt_path))
+            self.checkpoint.check_settings()
+            self._parse_again(parser, self.checkpoint, subcommand, words)
+        elif name != "fit":
+            refuse(f"--ckpt_path: `{name}` without a checkpoint would score random weights. Name a .ckpt file.")
+
+    def _parse_again(
+        self, parser: LightningArgumentParser, checkpoint: Checkpoint, subcommand: str, words: list[str]
+    ) -> None:
+        """Take over a checkpoint's settings, beneath those of the command line, and say which are overridden."""
+        name = self.config.subcommand
+        run = run_settings(checkpoint, name)
         if self.config[name].trainer.callbacks:  # the command's own, which `callbacks+` would only add to the run's
             run.get("trainer", {}).pop("callbacks", None)
         self.config = parse(parser, [subcommand, "-c", yaml.safe_dump(run), *words])
         self.config[name].ckpt_path = None  # Lightning would let the checkpoint's settings override flags
         now = yaml.safe_load(parser.dump(self.config, skip_none=False, format="yaml"))[name]
-        all_of_it = self.checkpoint.config and name == "fit"
-        said = (
-            f"settings come from {self.checkpoint.config_file}"
-            if all_of_it
-            else (f"model and data settings come from {self.checkpoint.path}")
-        )
+        said = f"model and data settings come from {checkpoint.path}"
+        if checkpoint.config and name == "fit":
+            said = f"settings come from {checkpoint.config_file}"
         changes = overridden(run, now)
         if name == "fit":
             with one_line_errors():
@@ -316,8 +323,11 @@ def parse(parser: LightningArgumentParser, words: list[str]) -> Any:
 
 
 def found_configs(words: Sequence[str]) -> list[str]:
-    """The command line with its configs found, also from another folder; empty ones say nothing, others say in ASCII
-    what they hold in UTF-8, whatever the system takes for its encoding."""
+    """The command line with its configs found, also from another folder.
+
+    Of an empty one nothing is left, and letters beyond ASCII are escaped: jsonargparse would read the file in what the
+    system takes for its encoding.
+    """
     found = list(words)
     for place, word in enumerate(words):
         flag, equals, value = word.partition("=")
@@ -342,13 +352,8 @@ def requeued(config: Any, subcommand: str) -> Path | None:
     return next((path for path in places if job in path.parts and path.is_file()), None)
 
 
-def newest_run(config: Any) -> Checkpoint:
-    """The newest whole ``last.ckpt`` of the newest run where these settings put it, with or without ``-shapes10``."""
-    return Checkpoint.newest(*last_checkpoints(config))
-
-
 def last_checkpoints(config: Any) -> tuple[list[Path], str]:
-    """Where the ``last.ckpt`` of runs with these settings may be, and in words where they were looked for."""
+    """Where the ``last.ckpt`` of runs with these settings may be, with or without ``-shapes10``, and that in words."""
     dirpath, filename = config.last_checkpoint.dirpath, f"{config.last_checkpoint.filename or 'last'}.ckpt"
     if dirpath:
         return [Path(dirpath) / filename], f"{dirpath}/"

@@ -24,6 +24,12 @@ def printable(text: object) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in str(text))
 
 
+def reason(error: BaseException) -> str:
+    """What went wrong, on one line: the system's words, the error's own, or where it has none its kind."""
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(said).splitlines()[0]
+
+
 def flagged(message: str, prefix: str) -> str:
     """A message about an argument, such as ``lr: -1.0, expected ...``, with the flag that set it: ``--model.lr: ...``.
 

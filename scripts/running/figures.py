@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from callbacks.checkpoints.files import read_regular
-from running.errors import printable
+from running.errors import printable, reason
 
 
 class Kind(NamedTuple):
@@ -31,6 +31,7 @@ COUNT = Kind("a whole number from 0 up", lambda value: _number(value) and isinst
 SHARE = Kind("a number in [0, 1]", lambda value: _number(value) and 0 <= value <= 1)
 SECONDS = Kind("a number from 0 up", lambda value: _number(value) and 0 <= value < 2**53)
 MAPPING = Kind("values by name", lambda value: isinstance(value, dict))
+LIST = Kind("a list", lambda value: isinstance(value, list))
 LARGEST = 2**26  # bytes of a file of figures
 # A figure's kind by its name, in a run's summary and in its history's entries.
 KINDS: dict[str, Any] = {
@@ -50,8 +51,7 @@ def read_figures(path: Path, remedy: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        wrong = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise ValueError(f"{path}: can't be read ({wrong}). {remedy}.") from None
+        raise ValueError(f"{path}: can't be read ({reason(error)}). {remedy}.") from None
     check_figures(figures, MAPPING, f"{path}: what it holds", remedy)
     found: dict[str, Any] = _printable(figures)
     return found
@@ -64,11 +64,10 @@ def read_summary(path: Path, needed: Sequence[str], remedy: str) -> dict[str, An
     if missing:
         raise ValueError(f"{path}: has no {missing[0]}. {remedy}.")
     history = run.get("history", [])
-    check_figures(history, [MAPPING], f"{path}: history", remedy)
+    check_figures(history, [{"epoch": COUNT}], f"{path}: history", remedy)
     for key in [key for key in KINDS if run.get(key) is not None]:
         check_figures(run[key], KINDS[key], f"{path}: {key}", remedy)
     for entry in history:
-        check_figures(entry, {"epoch": COUNT}, f"{path}: history", remedy)
         for key, value in entry.items():
             check_figures(value, KINDS.get(key, NUMBER), f"{path}: history.{key}", remedy)
     return run
@@ -80,18 +79,16 @@ def check_figures(value: Any, kind: Any, place: str, remedy: str) -> None:
     Raises:
         ValueError: One line that names the place and ends with ``remedy``.
     """
-    container = next((type_ for type_ in (dict, list) if isinstance(kind, type_)), None)
-    if container and not isinstance(value, container):
-        kind = {dict: MAPPING, list: Kind("a list", lambda _: False)}[container]
-    if isinstance(kind, Kind):
-        if not kind.fits(value):
-            raise ValueError(f"{place}: {json.dumps(value)[:60]}, expected {kind.words}. {remedy}.")
-        return
-    for key, wanted in kind.items() if container is dict else [(number, kind[0]) for number in range(len(value))]:
-        if container is dict and key not in value:
+    plain = MAPPING if isinstance(kind, dict) else LIST if isinstance(kind, list) else kind
+    if not plain.fits(value):
+        raise ValueError(f"{place}: {json.dumps(value)[:60]}, expected {plain.words}. {remedy}.")
+    if plain is LIST:
+        for item in value:
+            check_figures(item, kind[0], place, remedy)
+    for key, wanted in kind.items() if isinstance(kind, dict) else ():
+        if key not in value:
             raise ValueError(f"{place}: has no {key}. {remedy}.")
-        inner = f"{place}{'.' if ': ' in place else ': '}{key}" if container is dict else place
-        check_figures(value[key], wanted, inner, remedy)
+        check_figures(value[key], wanted, f"{place}{'.' if ': ' in place else ': '}{key}", remedy)
 
 
 def _printable(value: Any) -> Any:

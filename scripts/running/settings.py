@@ -1,4 +1,4 @@
-"""A run's settings as they lie in its config: what a run that goes on takes from the one before, loggers, places."""
+"""A run's settings as they lie in its config: places, loggers, precision, and what a run that goes on takes over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from callbacks import LOOKS
-from callbacks.stop_and_resume import slurm_job
+from callbacks.slurm import slurm_job
 from running.checkpoint import Checkpoint
 from running.errors import refuse
 
