@@ -12,6 +12,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateFinder, LearningRateMonitor, Timer
 
 from callbacks.base import or_left_out, run_folder, tensorboards
+from callbacks.checkpoints.progress import looks_at_epochs_end
 from callbacks.stop_and_resume import callbacks_of, model_checkpoints
 from datamodules import CIFAR10DataModule
 from datamodules.sources import count_overlap
@@ -33,8 +34,11 @@ def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassif
     timed = callbacks_of(trainer, Timer)  # --trainer.max_time
     batches = batches_an_epoch(trainer, datamodule)
     known = all(map(_is_known, trainer.callbacks))
-    unknown = next((f"{flag}: {what!r}" for flag, what in monitors if known and what not in METRICS), None)
-    watched = next((flag for flag, what in monitors if what.startswith("val/")), None)
+    unknown = next((f"{flag}: {what!r}" for flag, what, _ in monitors if known and what not in METRICS), None)
+    watched = next((flag for flag, what, _ in monitors if what.startswith("val/")), None)
+    by_epoch = interval == 1.0 and every == 1  # else what is watched is looked at after validation
+    late = next((f"{flag}: {w!r}" for flag, w, c in monitors if w[:6] == "train/" and not _at_end(c, by_epoch)), None)
+    backwards = next(((flag, w, c.mode) for flag, w, c in monitors if w in METRICS and c.mode != _mode(w)), None)
     no_images = not len(datamodule.split.val)
     no_val = no_images or trainer.limit_val_batches == 0
     without = "--data.val_size: 0" if no_images else "--trainer.limit_val_batches: 0"
@@ -64,6 +68,9 @@ def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassif
         "or a part of the epoch such as 0.5.": too_rare or too_often,
         f"--trainer.check_val_every_n_epoch: {every}, but plateau looks at the validation of every epoch. Set it to 1, "
         "or choose another --model.schedule.": plateau and every != 1,
+        f"{late} is there at an epoch's end, later than the validation after which it is looked at. Choose a val/ "
+        "metric, or set save_on_train_epoch_end or check_on_train_epoch_end true.": late,
+        _wrong_way(*backwards) if backwards else "": backwards,
         f"{unknown} is not logged. Choose one of {', '.join(METRICS)}.": unknown,
         f"{without} leaves plateau nothing to watch. Choose another --model.schedule.": no_val and plateau,
         f"{without} leaves nothing to choose by. Set {watched} null or to a train/ metric too.": no_val and watched,
@@ -74,15 +81,32 @@ def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassif
             raise ValueError(message)
 
 
-def _monitors(trainer: Any) -> list[tuple[str, str]]:
-    """What callbacks watch, each after what says so."""
+def _monitors(trainer: Any) -> list[tuple[str, str, Any]]:
+    """What callbacks watch, each after what says so and before the callback."""
     found = []
     for callback in trainer.callbacks:
         ours = callback in model_checkpoints(trainer) and callback.filename == "best"
         flag = "--best_checkpoint.monitor" if ours else f"--trainer.callbacks: {type(callback).__name__}.monitor"
         if isinstance(monitor := getattr(callback, "monitor", None), str) and getattr(callback, "strict", True):
-            found.append((flag, monitor))
+            found.append((flag, monitor, callback))
     return found
+
+
+def _at_end(callback: Any, default: bool) -> bool:
+    told = looks_at_epochs_end(callback)
+    return default if told is None else told
+
+
+def _mode(metric: str) -> str:
+    return "min" if metric.endswith("loss") else "max"
+
+
+def _wrong_way(flag: str, metric: str, mode: str) -> str:
+    """What a run would say nothing of: ModelCheckpoint and EarlyStopping take ``min`` where they are not told."""
+    better = {"min": "lower", "max": "higher"}[_mode(metric)]
+    return (
+        f"{flag.removesuffix('monitor')}mode: {mode}, but {metric} is better the {better} it is. Set {_mode(metric)}."
+    )
 
 
 def _is_known(callback: Any) -> bool:

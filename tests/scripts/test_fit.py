@@ -251,6 +251,26 @@ REFUSED = {
         "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val_loss",
         "--trainer.callbacks: EarlyStopping.monitor: 'val_loss' is not logged. Choose one of train/loss, ",
     ),
+    "choosing by what a validation within an epoch comes before": (
+        "--best_checkpoint.monitor train/top1 --trainer.val_check_interval 0.5",
+        "--best_checkpoint.monitor: 'train/top1' is there at an epoch's end, later than",
+    ),
+    "choosing by an epoch's figures after every second one's validation": (
+        "--best_checkpoint.monitor train/top1 --trainer.check_val_every_n_epoch 2",
+        "--best_checkpoint.monitor: 'train/top1' is there at an epoch's end, later than",
+    ),
+    "stopping by what a validation within an epoch comes before": (
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor train/loss --trainer.val_check_interval 2",
+        "--trainer.callbacks: EarlyStopping.monitor: 'train/loss' is there at an epoch's end, later than",
+    ),
+    "choosing the highest loss": (
+        "--best_checkpoint.monitor val/loss",
+        "--best_checkpoint.mode: max, but val/loss is better the lower it is. Set min.",
+    ),
+    "stopping where accuracy rises": (
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/top1",
+        "--trainer.callbacks: EarlyStopping.mode: min, but val/top1 is better the higher it is. Set max.",
+    ),
     "stopping by a validation that is not": (
         "--data.val_size 0 --best_checkpoint.monitor null --trainer.callbacks+=EarlyStopping "
         "--trainer.callbacks.monitor val/loss",
