@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateFinder, LearningRateMonitor, Timer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    DeviceStatsMonitor,
+    LearningRateFinder,
+    LearningRateMonitor,
+    Timer,
+)
 
 from callbacks.base import or_left_out, run_folder, tensorboards
+from callbacks.checkpoints.files import previous
 from callbacks.checkpoints.progress import looks_at_epochs_end
 from callbacks.stop_and_resume import callbacks_of, model_checkpoints
 from datamodules import CIFAR10DataModule
@@ -81,6 +88,19 @@ def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassif
             raise ValueError(message)
 
 
+def check_pass(trainer: Any, datamodule: CIFAR10DataModule, stage: Stage) -> None:
+    """Refuse to test or validate on nothing.
+
+    Raises:
+        ValueError: With a line that names the flag.
+    """
+    if stage == "val" and not len(datamodule.split.val):
+        raise ValueError("--data.val_size: 0 leaves nothing to validate on. Choose more.")
+    if not batches_an_epoch(trainer, datamodule, stage):
+        share = _share(trainer, stage)
+        raise ValueError(f"--trainer.limit_{stage}_batches: {share} of them is not one batch. Choose more.")
+
+
 def _monitors(trainer: Any) -> list[tuple[str, str, Any]]:
     """What callbacks watch, each after what says so and before the callback."""
     found = []
@@ -118,11 +138,13 @@ def _misfits(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifi
     """What does not go together, or does nothing, by what to say of it."""
     kinds = (LearningRateMonitor, DeviceStatsMonitor)
     loggers = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, kinds)]
-    finder = bool(callbacks_of(trainer, LearningRateFinder))
+    finder, sizes = bool(callbacks_of(trainer, LearningRateFinder)), bool(callbacks_of(trainer, BatchSizeFinder))
     classes, names = model.net.fc8.out_features, len(datamodule.class_names)
     return {
         "--trainer.callbacks: LearningRateFinder sets a rate that one_cycle does not heed. Choose another "
         "--model.schedule, or leave it out.": finder and model.schedule == "one_cycle",
+        "--trainer.callbacks: BatchSizeFinder changes how many steps there are, which one_cycle is laid out by. Choose "
+        "another --model.schedule, or leave it out.": sizes and model.schedule == "one_cycle",
         f"--trainer.callbacks: {', '.join(loggers)} without a logger has nowhere to write. Set --trainer.logger "
         "true, or leave it out.": bool(loggers) and not trainer.loggers,
         f"--model.num_classes: {classes}, but the images are of {names} classes. Choose {names}.": classes < names,
@@ -182,7 +204,10 @@ def check_nothing_in_the_way(trainer: Any, trains: bool, resumed: Path | None) -
         for name in {callback.filename, callback.CHECKPOINT_NAME_LAST if callback.save_last else None}
         if name and "{" not in name
     ]
-    if twice := [path for path in checkpoints if checkpoints.count(path) > 1]:
+    # Names that differ in case alone are the same file on some systems.
+    places = [os.path.abspath(path).lower() for path in checkpoints]
+    kept = [os.path.abspath(previous(path)).lower() for path in checkpoints]
+    if twice := [path for path, place in zip(checkpoints, places, strict=True) if (places + kept).count(place) > 1]:
         raise ValueError(
             f"{twice[0]}: two callbacks' checkpoint, of which one would be left. Set another "
             "--best_checkpoint.filename or --last_checkpoint.filename, or leave out save_last."

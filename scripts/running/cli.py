@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import yaml
 from lightning import Trainer
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, ModelCheckpoint, ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -208,8 +208,9 @@ class ExperimentCLI(LightningCLI):
         self.checkpoint = newest_run(self.config[name]) if ckpt_path == "last" else Checkpoint.read(Path(ckpt_path))
         self.checkpoint.check_settings()
         run = run_settings(self.checkpoint, name)
+        dropped: Any = None
         if self.config[name].trainer.callbacks:  # the command's own, which `callbacks+` would only add to the run's
-            run.get("trainer", {}).pop("callbacks", None)
+            dropped = run.get("trainer", {}).pop("callbacks", None)
         self.config = parse(parser, [subcommand, "-c", yaml.safe_dump(run), *words])
         self.config[name].ckpt_path = None  # Lightning would let the checkpoint's settings override flags
         now = yaml.safe_load(parser.dump(self.config, skip_none=False, format="yaml"))[name]
@@ -220,6 +221,8 @@ class ExperimentCLI(LightningCLI):
             else (f"model and data settings come from {self.checkpoint.path}")
         )
         changes = overridden(run, now)
+        if dropped and dropped != now["trainer"]["callbacks"]:
+            changes["trainer.callbacks"] = dropped, now["trainer"]["callbacks"]
         if name == "fit":
             with one_line_errors():
                 check_schedule(changes, now["model"]["schedule"])
@@ -293,6 +296,8 @@ class ExperimentCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             read = (self.checkpoint.path, self.checkpoint.contents) if self.checkpoint else None
             plugins.append(DurableCheckpointIO(read))
+        if self.checkpoint is not None:  # what they found is in it
+            callbacks = [c for c in callbacks if not isinstance(c, (BatchSizeFinder, LearningRateFinder))]
         # First: at the end of training signals stop at once again, before callbacks take their time to look.
         self.history = RunHistory()
         first: list[Callback] = [StopAndResume(), StopOnDivergence(), self.history]

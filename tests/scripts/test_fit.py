@@ -271,6 +271,23 @@ REFUSED = {
         "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/top1",
         "--trainer.callbacks: EarlyStopping.mode: min, but val/top1 is better the higher it is. Set max.",
     ),
+    "a size that one_cycle is laid out by": (
+        "--trainer.callbacks+=BatchSizeFinder --model.schedule one_cycle",
+        "--trainer.callbacks: BatchSizeFinder changes how many steps there are",
+    ),
+    "nothing to test on": (
+        "test --ckpt_path good.ckpt --trainer.limit_test_batches 0",
+        "--trainer.limit_test_batches: 0",
+    ),
+    "less than a batch to test on": (
+        "test --ckpt_path good.ckpt --trainer.limit_test_batches 0.1",
+        "--trainer.limit_test_batches: 0.1 of them is not one batch",
+    ),
+    "nothing to score on": ("validate --ckpt_path good.ckpt --data.val_size 0", "--data.val_size: 0 leaves nothing"),
+    "no batch to score on": (
+        "validate --ckpt_path good.ckpt --trainer.limit_val_batches 0",
+        "--trainer.limit_val_batches: 0 of them is not one batch",
+    ),
     "stopping by a validation that is not": (
         "--data.val_size 0 --best_checkpoint.monitor null --trainer.callbacks+=EarlyStopping "
         "--trainer.callbacks.monitor val/loss",
