@@ -17,6 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     ModelCheckpoint,
+    ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -319,8 +320,9 @@ def _take_best(trainer: Trainer, callback: ModelCheckpoint, state: dict[str, Any
 
 
 def _averaged(trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint with averaged weights where weights are averaged; of weights alone Lightning saves the others."""
+    """A checkpoint with averaged or pruned weights where they are; of weights alone Lightning saves the others."""
     whole = dict(checkpoint)
-    for callback in callbacks_of(trainer, WeightAveraging) if "callbacks" not in checkpoint else []:
+    changing = [*callbacks_of(trainer, WeightAveraging), *callbacks_of(trainer, ModelPruning)]
+    for callback in changing if "callbacks" not in checkpoint else []:
         callback.on_save_checkpoint(trainer, trainer.lightning_module, whole)
     return {**checkpoint, "state_dict": whole["state_dict"]}

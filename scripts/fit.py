@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from running.averaging import save_average, take_average
 from running.checkpoint import check_resume
-from running.checks import announce_data, batches_an_epoch, check_folders, check_run
+from running.checks import announce_data, batches_an_epoch, check_folders, check_pass, check_run
 from running.cli import ExperimentCLI, one_line_errors, one_line_failures
 from running.errors import refuse
 from running.report import measured, report, summarise_fit
@@ -113,6 +113,7 @@ class FitCLI(ExperimentCLI):
         with one_line_errors():
             checkpoint.check_fits(model, trainer)
             datamodule.setup("validate" if stage == "val" else "test")
+            check_pass(trainer, datamodule, stage)
             check_folders(trainer)
         with one_line_failures(trainer):
             (trainer.validate if stage == "val" else trainer.test)(model, datamodule, **kwargs)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -111,6 +111,12 @@ def is_accumulating(trainer: Trainer) -> bool:
 def count_steps_anew(trainer: Trainer) -> None:
     """Count logged steps like an unbroken run; Lightning's loading is one off, depending on the hook."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+def looks_at_epochs_end(callback: Callback) -> bool | None:
+    """Whether what saves or stops by a metric is told to look at it as training's epochs end; None where it is not."""
+    told: bool | None = getattr(callback, "_save_on_train_epoch_end", None)
+    return getattr(callback, "_check_on_train_epoch_end", told)
 
 
 def remember_best(callback: ModelCheckpoint, scores: Mapping[Path, Tensor]) -> None:

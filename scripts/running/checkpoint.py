@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch.callbacks import WeightAveraging
 
 from callbacks.checkpoints.files import DamagedCheckpointError, load_plain, open_intact, previous
 from callbacks.checkpoints.progress import epochs_and_batches, trained_epochs
 from callbacks.checkpoints.structure import MisfitError, all_finite, check_checkpoint, kind
-from callbacks.stop_and_resume import StopAndResume
+from callbacks.stop_and_resume import StopAndResume, callbacks_of
 from datamodules import CIFAR10DataModule
 from lightning_modules import AlexNetClassifier
 from running.checks import batches_an_epoch
@@ -203,6 +204,11 @@ def check_resume(checkpoint: Checkpoint, trainer: Any, datamodule: CIFAR10DataMo
     if 0 <= limit == epochs or 0 <= trainer.max_steps <= steps:
         print(f"nothing left to train: {path} was trained for {epochs} epochs, {steps} steps. On to the test.")
         return
+    if "current_model_state" in checkpoint.contents and not callbacks_of(trainer, WeightAveraging):
+        refuse(
+            f"--trainer.callbacks: none averages weights, as in {path}, whose training would go on from the average. "
+            "Add the one that it had."
+        )
     _check_images(checkpoint, trainer, datamodule, within_epoch=done > 0)
     for schedule in checkpoint.contents.get("lr_schedulers", []) if model.schedule == "one_cycle" else []:
         left = steps_left(trainer, batches_an_epoch(trainer, datamodule), epochs, done, steps)

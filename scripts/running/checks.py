@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
     DeviceStatsMonitor,
     LearningRateFinder,
     LearningRateMonitor,
@@ -18,6 +19,8 @@ from lightning.pytorch.callbacks import (
 )
 
 from callbacks.base import add_to_tensorboards, run_folder
+from callbacks.checkpoints.files import previous
+from callbacks.checkpoints.progress import looks_at_epochs_end
 from callbacks.stop_and_resume import callbacks_of
 from datamodules import CIFAR10DataModule
 from datamodules.sources import count_overlap
@@ -39,8 +42,11 @@ def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassif
     timed = callbacks_of(trainer, Timer)  # --trainer.max_time
     batches = batches_an_epoch(trainer, datamodule)
     known = all(map(_is_known, trainer.callbacks))
-    unknown = next((f"{flag}: {what!r}" for flag, what in monitors if known and what not in METRICS), None)
-    watched = next((flag for flag, what in monitors if what.startswith("val/")), None)
+    unknown = next((f"{flag}: {what!r}" for flag, what, _ in monitors if known and what not in METRICS), None)
+    watched = next((flag for flag, what, _ in monitors if what.startswith("val/")), None)
+    by_epoch = interval == 1.0 and every == 1  # else what is watched is looked at after validation
+    late = next((f"{flag}: {w!r}" for flag, w, c in monitors if w[:6] == "train/" and not _at_end(c, by_epoch)), None)
+    backwards = next(((flag, w, c.mode) for flag, w, c in monitors if w in METRICS and c.mode != _mode(w)), None)
     no_images = not len(datamodule.split.val)
     no_val = no_images or trainer.limit_val_batches == 0
     without = "--data.val_size: 0" if no_images else "--trainer.limit_val_batches: 0"
@@ -70,6 +76,9 @@ def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassif
         "or a part of the epoch such as 0.5.": too_rare or too_often,
         f"--trainer.check_val_every_n_epoch: {every}, but plateau looks at the validation of every epoch. Set it to 1, "
         "or choose another --model.schedule.": plateau and every != 1,
+        f"{late} is there at an epoch's end, later than the validation after which it is looked at. Choose a val/ "
+        "metric, or set save_on_train_epoch_end or check_on_train_epoch_end true.": late,
+        _wrong_way(*backwards) if backwards else "": backwards,
         f"{unknown} is not logged. Choose one of {', '.join(METRICS)}.": unknown,
         f"{without} leaves plateau nothing to watch. Choose another --model.schedule.": no_val and plateau,
         f"{without} leaves nothing to choose by. Set {watched} null or to a train/ metric too.": no_val and watched,
@@ -80,15 +89,45 @@ def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassif
             raise ValueError(message)
 
 
-def _monitors(trainer: Any) -> list[tuple[str, str]]:
-    """What callbacks watch, each after what says so."""
+def check_pass(trainer: Any, datamodule: CIFAR10DataModule, stage: Stage) -> None:
+    """Refuse to test or validate on nothing.
+
+    Raises:
+        ValueError: With a line that names the flag.
+    """
+    if stage == "val" and not len(datamodule.split.val):
+        raise ValueError("--data.val_size: 0 leaves nothing to validate on. Choose more.")
+    if not batches_an_epoch(trainer, datamodule, stage):
+        share = _share(trainer, stage)
+        raise ValueError(f"--trainer.limit_{stage}_batches: {share} of them is not one batch. Choose more.")
+
+
+def _monitors(trainer: Any) -> list[tuple[str, str, Any]]:
+    """What callbacks watch, each after what says so and before the callback."""
     found = []
     for callback in trainer.callbacks:
         ours = isinstance(callback, ModelCheckpoint) and callback.filename == "best"
         flag = "--best_checkpoint.monitor" if ours else f"--trainer.callbacks: {type(callback).__name__}.monitor"
         if isinstance(monitor := getattr(callback, "monitor", None), str) and getattr(callback, "strict", True):
-            found.append((flag, monitor))
+            found.append((flag, monitor, callback))
     return found
+
+
+def _at_end(callback: Any, default: bool) -> bool:
+    told = looks_at_epochs_end(callback)
+    return default if told is None else told
+
+
+def _mode(metric: str) -> str:
+    return "min" if metric.endswith("loss") else "max"
+
+
+def _wrong_way(flag: str, metric: str, mode: str) -> str:
+    """What a run would say nothing of: ModelCheckpoint and EarlyStopping take ``min`` where they are not told."""
+    better = {"min": "lower", "max": "higher"}[_mode(metric)]
+    return (
+        f"{flag.removesuffix('monitor')}mode: {mode}, but {metric} is better the {better} it is. Set {_mode(metric)}."
+    )
 
 
 def _is_known(callback: Any) -> bool:
@@ -100,11 +139,13 @@ def _misfits(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifi
     """What does not go together, or does nothing, by what to say of it."""
     kinds = (LearningRateMonitor, DeviceStatsMonitor)
     loggers = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, kinds)]
-    finder = bool(callbacks_of(trainer, LearningRateFinder))
+    finder, sizes = bool(callbacks_of(trainer, LearningRateFinder)), bool(callbacks_of(trainer, BatchSizeFinder))
     classes, names = model.net.fc8.out_features, len(datamodule.class_names)
     return {
         "--trainer.callbacks: LearningRateFinder sets a rate that one_cycle does not heed. Choose another "
         "--model.schedule, or leave it out.": finder and model.schedule == "one_cycle",
+        "--trainer.callbacks: BatchSizeFinder changes how many steps there are, which one_cycle is laid out by. Choose "
+        "another --model.schedule, or leave it out.": sizes and model.schedule == "one_cycle",
         f"--trainer.callbacks: {', '.join(loggers)} without a logger has nowhere to write. Set --trainer.logger "
         "true, or leave it out.": bool(loggers) and not trainer.loggers,
         f"--model.num_classes: {classes}, but the images are of {names} classes. Choose {names}.": classes < names,
@@ -164,7 +205,10 @@ def check_nothing_in_the_way(trainer: Any, trains: bool, resumed: Path | None) -
         for name in {callback.filename, callback.CHECKPOINT_NAME_LAST if callback.save_last else None}
         if name and "{" not in name
     ]
-    if twice := [path for path in checkpoints if checkpoints.count(path) > 1]:
+    # Names that differ in case alone are the same file on some systems.
+    places = [os.path.abspath(path).lower() for path in checkpoints]
+    kept = [os.path.abspath(previous(path)).lower() for path in checkpoints]
+    if twice := [path for path, place in zip(checkpoints, places, strict=True) if (places + kept).count(place) > 1]:
         raise ValueError(
             f"{twice[0]}: two callbacks' checkpoint, of which one would be left. Set another "
             "--best_checkpoint.filename or --last_checkpoint.filename, or leave out save_last."

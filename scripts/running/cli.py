@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import yaml
 from lightning import Trainer
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, ModelCheckpoint, ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -219,8 +219,9 @@ class ExperimentCLI(LightningCLI):
         """Take over a checkpoint's settings, beneath those of the command line, and say which are overridden."""
         name = self.config.subcommand
         run = run_settings(checkpoint, name)
+        dropped: Any = None
         if self.config[name].trainer.callbacks:  # the command's own, which `callbacks+` would only add to the run's
-            run.get("trainer", {}).pop("callbacks", None)
+            dropped = run.get("trainer", {}).pop("callbacks", None)
         self.config = parse(parser, [subcommand, "-c", yaml.safe_dump(run), *words])
         self.config[name].ckpt_path = None  # Lightning would let the checkpoint's settings override flags
         now = yaml.safe_load(parser.dump(self.config, skip_none=False, format="yaml"))[name]
@@ -228,6 +229,8 @@ class ExperimentCLI(LightningCLI):
         if checkpoint.config and name == "fit":
             said = f"settings come from {checkpoint.config_file}"
         changes = overridden(run, now)
+        if dropped and dropped != now["trainer"]["callbacks"]:
+            changes["trainer.callbacks"] = dropped, now["trainer"]["callbacks"]
         if name == "fit":
             with one_line_errors():
                 check_schedule(changes, now["model"]["schedule"])
@@ -301,6 +304,8 @@ class ExperimentCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             read = (self.checkpoint.path, self.checkpoint.contents) if self.checkpoint else None
             plugins.append(DurableCheckpointIO(read))
+        if self.checkpoint is not None:  # what they found is in it
+            callbacks = [c for c in callbacks if not isinstance(c, (BatchSizeFinder, LearningRateFinder))]
         # First: at the end of training signals stop at once again, before callbacks take their time to look.
         self.history = RunHistory()
         first: list[Callback] = [StopAndResume(), StopOnDivergence(), self.history]

@@ -251,6 +251,43 @@ REFUSED = {
         "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val_loss",
         "--trainer.callbacks: EarlyStopping.monitor: 'val_loss' is not logged. Choose one of train/loss, ",
     ),
+    "choosing by what a validation within an epoch comes before": (
+        "--best_checkpoint.monitor train/top1 --trainer.val_check_interval 0.5",
+        "--best_checkpoint.monitor: 'train/top1' is there at an epoch's end, later than",
+    ),
+    "choosing by an epoch's figures after every second one's validation": (
+        "--best_checkpoint.monitor train/top1 --trainer.check_val_every_n_epoch 2",
+        "--best_checkpoint.monitor: 'train/top1' is there at an epoch's end, later than",
+    ),
+    "stopping by what a validation within an epoch comes before": (
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor train/loss --trainer.val_check_interval 2",
+        "--trainer.callbacks: EarlyStopping.monitor: 'train/loss' is there at an epoch's end, later than",
+    ),
+    "choosing the highest loss": (
+        "--best_checkpoint.monitor val/loss",
+        "--best_checkpoint.mode: max, but val/loss is better the lower it is. Set min.",
+    ),
+    "stopping where accuracy rises": (
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/top1",
+        "--trainer.callbacks: EarlyStopping.mode: min, but val/top1 is better the higher it is. Set max.",
+    ),
+    "a size that one_cycle is laid out by": (
+        "--trainer.callbacks+=BatchSizeFinder --model.schedule one_cycle",
+        "--trainer.callbacks: BatchSizeFinder changes how many steps there are",
+    ),
+    "nothing to test on": (
+        "test --ckpt_path good.ckpt --trainer.limit_test_batches 0",
+        "--trainer.limit_test_batches: 0",
+    ),
+    "less than a batch to test on": (
+        "test --ckpt_path good.ckpt --trainer.limit_test_batches 0.1",
+        "--trainer.limit_test_batches: 0.1 of them is not one batch",
+    ),
+    "nothing to score on": ("validate --ckpt_path good.ckpt --data.val_size 0", "--data.val_size: 0 leaves nothing"),
+    "no batch to score on": (
+        "validate --ckpt_path good.ckpt --trainer.limit_val_batches 0",
+        "--trainer.limit_val_batches: 0 of them is not one batch",
+    ),
     "stopping by a validation that is not": (
         "--data.val_size 0 --best_checkpoint.monitor null --trainer.callbacks+=EarlyStopping "
         "--trainer.callbacks.monitor val/loss",

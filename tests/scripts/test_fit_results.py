@@ -59,6 +59,9 @@ def test_another_s_checkpoints_are_not_tested(fit: Fit, words: list[str], tested
     [
         ["--best_checkpoint.filename=last"],
         ["--last_checkpoint.filename=best"],
+        ["--best_checkpoint.filename=elsewhere/../last"],
+        ["--best_checkpoint.filename=LAST"],
+        ["--best_checkpoint.filename=last.previous"],
         ["--best_checkpoint.save_last=true"],
         [f"{CB}+=ModelCheckpoint", f"{CB}.monitor=train/loss", f"{CB}.save_last=true"],
     ],
@@ -102,7 +105,30 @@ def test_averaged_weights_are_saved_and_tested(fit: Fit, words: list[str]) -> No
     assert load(RUN / "checkpoints/best.ckpt").keys() == last["state_dict"].keys()
 
 
-CHOOSERS = ["val/loss min", "train/loss max", "val/top1 max", "null max"]
+@pytest.mark.parametrize("callback", ["best_checkpoint", "EarlyStopping"])
+def test_an_epochs_end_may_be_chosen_by_with_validation_within_it(fit: Fit, callback: str) -> None:
+    words = ["--best_checkpoint.monitor=train/top1", "--best_checkpoint.save_on_train_epoch_end=true"]
+    if callback == "EarlyStopping":
+        words = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=train/loss"]
+        words += ["--trainer.callbacks.check_on_train_epoch_end=true"]
+    assert fit(*UNSEEN, "--trainer.val_check_interval=0.5", *words) == 0
+
+
+def test_pruned_weights_are_saved_and_tested(fit: Fit) -> None:
+    """Half of them are zero, under the names that the network has without the callback."""
+    words = [
+        f"{CB}+=ModelPruning",
+        f"{CB}.pruning_fn=l1_unstructured",
+        f"{CB}.amount=0.5",
+        f"{CB}.use_lottery_ticket_hypothesis=false",
+    ]
+    assert fit(*UNSEEN, *words) == 0
+    assert scores(fit, "best.ckpt")["test_loss"] == pytest.approx(summary()["test_loss"], abs=1e-6)
+    weights = [w for name, w in load(RUN / "checkpoints/best.ckpt").items() if name.endswith("conv1.weight")]
+    assert [float((w == 0).float().mean()) for w in weights] == [pytest.approx(0.5, abs=0.4)]
+
+
+CHOOSERS = ["val/loss min", "train/top1 max", "val/top1 max", "null max"]
 
 
 @pytest.mark.parametrize("chooser", CHOOSERS)
@@ -110,7 +136,7 @@ def test_the_validation_figures_are_of_the_tested_weights(fit: Fit, chooser: str
     """Whichever metric chose them, and in whichever of an epoch's validations."""
     monitor, mode = chooser.split()
     words = ["--model.lr=0.1", "--trainer.max_epochs=4"]
-    words += ["--trainer.val_check_interval=0.5"] if monitor != "train/loss" else []  # which each epoch has once
+    words += ["--trainer.val_check_interval=0.5"] if monitor != "train/top1" else []  # which each epoch has once
     assert fit(*UNSEEN, *words, "--best_checkpoint.monitor", monitor, f"--best_checkpoint.mode={mode}") == 0
     found = summary()
     assert {key: found[key] for key in ("val_top1", "val_top5")}.items() <= scores(fit, "best.ckpt").items()

@@ -11,7 +11,7 @@ import torch
 from helpers import ROOT
 from helpers.small_net import SmallNet, trainer_for
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from callbacks.checkpoints import progress
 from datamodules import CIFAR10DataModule
@@ -55,6 +55,16 @@ def test_each_private_part_is_there(trained: tuple[Trainer, Recorder, ModelCheck
     assert {"best_model_path", "kth_best_model_path", "best_model_score", "kth_value", "best_k_models"} <= set(
         vars(keeper)
     )
+
+
+@pytest.mark.parametrize("told", [None, True, False])
+def test_whether_callbacks_look_at_epochs_ends(told: bool | None) -> None:
+    callbacks = [
+        ModelCheckpoint(save_on_train_epoch_end=told),
+        EarlyStopping("train/loss", check_on_train_epoch_end=told),
+    ]
+    assert [progress.looks_at_epochs_end(callback) for callback in callbacks] == [told, told]
+    assert progress.looks_at_epochs_end(Callback()) is None
 
 
 def test_where_a_run_is(trained: tuple[Trainer, Recorder, ModelCheckpoint]) -> None:

@@ -112,6 +112,38 @@ def test_what_is_laid_out_from_the_first_step_can_not_change(
     assert flag in refused("--ckpt_path", "last", *words.split())
 
 
+CB = "--trainer.callbacks"
+
+
+def test_other_callbacks_than_the_run_had_are_named(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(*UNSEEN, "--trainer.max_epochs=1", f"{CB}+=LearningRateMonitor", "--model.schedule=constant") == 0
+    last = ["--ckpt_path", str(LOGS / "version_0/checkpoints/last.ckpt"), "--trainer.max_epochs=2"]
+    capsys.readouterr()
+    assert fit(*last, f"{CB}+=LearningRateMonitor", small=False) == 0
+    assert f"{CB} " not in capsys.readouterr().out
+    assert fit(*last, f"{CB}+=DeviceStatsMonitor", small=False) == 0
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "; overridden: " in line]
+    assert f", {CB} [" in said
+    assert said.index("DeviceStatsMonitor") < said.index("(was [") < said.index("LearningRateMonitor")
+
+
+def test_a_run_that_averages_goes_on_averaging(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    """Or it would train on from the average."""
+    words = [*UNSEEN, "--model.schedule=constant", "--ckpt_path=last", f"{CB}+=LearningRateMonitor"]
+    assert fit(*words[:-2], "--trainer.max_epochs=1", f"{CB}+=EMAWeightAveraging") == 0
+    assert fit(*words, "--trainer.max_epochs=2") == 2
+    assert "error: --trainer.callbacks: none averages weights, as in " in capsys.readouterr().err
+
+
+def test_a_batch_size_is_found_once(fit: Fit) -> None:
+    """Going on takes what was found."""
+    finder = [f"{CB}+=BatchSizeFinder", f"{CB}.max_trials=2", f"{CB}.steps_per_trial=1"]
+    assert fit(*UNSEEN, *finder, "--model.schedule=constant", "--trainer.max_epochs=1") == 0
+    assert fit("--ckpt_path=last", "--trainer.max_epochs=2", small=False) == 0
+    found = [torch.load(LOGS / f"version_{i}/checkpoints/last.ckpt", weights_only=True) for i in (0, 1)]
+    assert [one["datamodule_hyper_parameters"]["batch_size"] for one in found] == [4, 4]
+
+
 def test_without_its_config_a_checkpoint_gives_model_and_data(
     fit: Fit, stopped: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
