@@ -235,6 +235,10 @@ class ExperimentCLI(LightningCLI):
             with one_line_errors():
                 check_schedule(changes, now["model"]["schedule"])
         listed = ", ".join(f"--{key} {value} (was {was})" for key, (was, value) in changes.items())
+        if name == "fit" and not all_of_it:
+            missing = f"{self.checkpoint.config_file}: missing, expected the settings of its run's trainer"
+            epochs = now["trainer"]["max_epochs"]
+            print(printable(f"warning: {missing}. Those of now are taken: {epochs} epochs."), file=sys.stderr)
         print(printable(f"{said}; overridden: {listed}" if listed else f"{said}; -c and flags override them"))
 
     @property

@@ -410,7 +410,7 @@ def test_nothing_of_an_earlier_run_is_written_over(
 
 @pytest.mark.usefixtures("small_net")
 def test_the_best_in_training_without_validation(fit: Fit) -> None:
-    assert fit("--data.val_size=0", "--best_checkpoint.monitor=train/loss", "--looks=false") == 0
+    assert fit("--data.val_size=0", "--best_checkpoint.monitor=train/top1", "--looks=false") == 0
     assert (RUN / "checkpoints/best.ckpt").is_file()
 
 

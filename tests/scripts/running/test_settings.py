@@ -151,7 +151,10 @@ def test_without_its_config_a_checkpoint_gives_model_and_data(
     (LOGS / "version_0/config.yaml").unlink()
     capsys.readouterr()
     assert fit("--ckpt_path", "last", *UNSEEN, "--trainer.max_epochs", "1", small=False) == 0
-    assert f"model and data settings come from {LOGS / 'version_0/checkpoints/last.ckpt'}" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"model and data settings come from {LOGS / 'version_0/checkpoints/last.ckpt'}" in said.out
+    assert f"warning: {(LOGS / 'version_0/config.yaml').absolute()}: missing, expected " in said.err
+    assert "Those of now are taken: 1 epochs." in said.err
 
 
 OTHERS = {
