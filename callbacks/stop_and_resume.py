@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from callbacks.base import run_folder
 from callbacks.checkpoints.files import copy_intact
 from callbacks.checkpoints.io import DurableCheckpointIO
 from callbacks.checkpoints.progress import (
@@ -226,6 +227,7 @@ class StopAndResume(Callback):
             found = {name: weight.grad for name, weight in pl_module.named_parameters() if weight.grad is not None}
             gradients = {name: trainer.strategy.reduce(grad.clone(), reduce_op="mean") for name, grad in found.items()}
         checkpoint[type(self).__name__] = {
+            "folder": str(run_folder(trainer).absolute()),
             "processes": trainer.world_size,
             "validated": self._validated,
             "should_stop": trainer.should_stop,

@@ -113,8 +113,13 @@ class Checkpoint:
 
     @property
     def config_file(self) -> Path:
-        """Where the ``config.yaml`` of the run that wrote it is, if it is still there: above its folder."""
-        return Path(os.path.abspath(self.path)).parents[1] / "config.yaml"
+        """Where the ``config.yaml`` of the run that wrote it is, if it is still there.
+
+        Above its folder, wherever that lies now; of a run that kept its checkpoints elsewhere, in the run's folder.
+        """
+        above = Path(os.path.abspath(self.path)).parents[1] / "config.yaml"
+        folder = self.contents.get(StopAndResume.__name__, {}).get("folder")
+        return Path(folder) / "config.yaml" if folder and not above.is_file() else above
 
     @cached_property
     def config(self) -> dict[str, Any] | None:

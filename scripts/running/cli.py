@@ -226,8 +226,12 @@ class ExperimentCLI(LightningCLI):
         self.config[name].ckpt_path = None  # Lightning would let the checkpoint's settings override flags
         now = yaml.safe_load(parser.dump(self.config, skip_none=False, format="yaml"))[name]
         said = f"model and data settings come from {checkpoint.path}"
-        if checkpoint.config and name == "fit":
+        if name == "fit" and checkpoint.config:
             said = f"settings come from {checkpoint.config_file}"
+        elif name == "fit":
+            missing = f"{checkpoint.config_file}: missing, expected the settings of its run's trainer"
+            epochs = now["trainer"]["max_epochs"]
+            print(printable(f"warning: {missing}. Those of now are taken: {epochs} epochs."), file=sys.stderr)
         changes = overridden(run, now)
         if dropped and dropped != now["trainer"]["callbacks"]:
             changes["trainer.callbacks"] = dropped, now["trainer"]["callbacks"]
@@ -235,10 +239,6 @@ class ExperimentCLI(LightningCLI):
             with one_line_errors():
                 check_schedule(changes, now["model"]["schedule"])
         listed = ", ".join(f"--{key} {value} (was {was})" for key, (was, value) in changes.items())
-        if name == "fit" and not all_of_it:
-            missing = f"{self.checkpoint.config_file}: missing, expected the settings of its run's trainer"
-            epochs = now["trainer"]["max_epochs"]
-            print(printable(f"warning: {missing}. Those of now are taken: {epochs} epochs."), file=sys.stderr)
         print(printable(f"{said}; overridden: {listed}" if listed else f"{said}; -c and flags override them"))
 
     @property
@@ -260,6 +260,9 @@ class ExperimentCLI(LightningCLI):
             self.parser.add_instantiator(under_flag(key), look, subclasses=False)
             if config[key].enabled is None:
                 config[key].enabled = config.looks
+        if re.search("_(spawn|fork|notebook)", str(config.trainer.strategy)):
+            forked = f"--trainer.strategy: {config.trainer.strategy}, whose processes take what can't be sent to them"
+            refuse(f"{forked}. Choose ddp.")
         settle_precision(config)
         if config.keep_memory:
             keep_memory()

@@ -300,3 +300,15 @@ def test_predict_gives_the_test_images_probabilities_in_order(datamodule: CIFAR1
     targets = datamodule.images_in("test")[1]
     (metrics,) = trainer.test(model, datamodule, verbose=False)
     assert metrics["test/top1"] == pytest.approx((found.argmax(1) == targets).float().mean().item())
+
+
+def test_the_papers_schedule_without_validation(datamodule: CIFAR10DataModule) -> None:
+    """As a notebook has it: there is nothing to look at, so the rate stays."""
+    datamodule.setup("fit")
+    model = AlexNetClassifier(**TINY)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_epochs=2
+    )
+    trainer.fit(model, train_dataloaders=datamodule.train_dataloader())
+    assert trainer.current_epoch == 2
+    assert trainer.optimizers[0].param_groups[0]["lr"] == model.lr

@@ -178,6 +178,7 @@ def test_fast_dev_run_and_no_logger_leave_no_files_behind(fit: Fit) -> None:
 REFUSED = {
     "a misspelt key": ("--data.subset_siez 100", "--data.subset_siez"),
     "a misspelt subcommand": ("fitt", "error: fitt: no subcommand"),
+    "processes that can't be sent the run": ("--trainer.strategy ddp_spawn", "--trainer.strategy: ddp_spawn, "),
     "no such config": ("-c nowhere.yaml", "nowhere.yaml"),
     "a config that is no YAML": ("-c broken.yaml", "--config: "),
     "a config that is no mapping": ("-c list.yaml", "--config: "),

@@ -77,6 +77,21 @@ def test_going_on_names_what_is_overridden(
 
 
 @pytest.mark.parametrize(
+    "words",
+    [["--last_checkpoint.dirpath=kept"], ["--trainer.logger.init_args.sub_dir=inner"]],
+    ids=["dirpath", "sub_dir"],
+)
+def test_the_settings_are_found_where_checkpoints_lie_elsewhere(
+    fit: Fit, stopped: Callable[..., None], words: list[str]
+) -> None:
+    stopped("--trainer.max_epochs=3", *words)
+    (last,) = Path().rglob("last.ckpt")
+    assert fit("--ckpt_path", str(last), small=False) == 0
+    newest = max(Path().rglob("summary.json"), key=lambda path: path.stat().st_mtime)
+    assert json.loads(newest.read_text(encoding="utf-8"))["epochs"] == 3
+
+
+@pytest.mark.parametrize(
     ("before", "schedule"),
     [(s, "constant") for s in ("constant", "milestones", "one_cycle")]
     + [(s, "plateau") for s in ("plateau", "one_cycle")],
