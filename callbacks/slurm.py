@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,7 +19,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 def slurm_job() -> str | None:
     """What tells a SLURM job's command from all others, also when the job is queued again; None outside one."""
     job = SLURMEnvironment.job_id() if SLURMEnvironment.detect() else None
-    return None if job is None else "_".join(["job", str(job), *filter(None, [os.environ.get("SLURM_STEP_ID")])])
+    return None if job is None else f"job_{job}_{zlib.crc32(repr(sys.argv).encode()):08x}"
 
 
 @contextmanager

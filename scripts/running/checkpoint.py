@@ -119,7 +119,7 @@ class Checkpoint:
         """
         above = Path(os.path.abspath(self.path)).parents[1] / "config.yaml"
         folder = self.contents.get(StopAndResume.__name__, {}).get("folder")
-        return Path(folder) / "config.yaml" if folder and not above.is_file() else above
+        return Path(folder) / "config.yaml" if isinstance(folder, str) and not above.is_file() else above
 
     @cached_property
     def config(self) -> dict[str, Any] | None:

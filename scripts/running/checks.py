@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import (
 from callbacks.base import add_to_tensorboards, run_folder
 from callbacks.checkpoints.files import previous
 from callbacks.checkpoints.progress import looks_at_epochs_end
+from callbacks.slurm import slurm_job
 from callbacks.stop_and_resume import callbacks_of
 from datamodules import CIFAR10DataModule
 from datamodules.sources import count_overlap
@@ -199,6 +200,7 @@ def check_nothing_in_the_way(trainer: Any, trains: bool, resumed: Path | None) -
     folder = run_folder(trainer)  # a broadcast: every process takes part
     if trainer.fast_dev_run or not trainer.is_global_zero:
         return
+    requeued = slurm_job() in folder.parts  # killed before its first checkpoint, maybe
     checkpoints = [
         Path(callback.dirpath or folder / "checkpoints") / f"{name}{callback.FILE_EXTENSION}"
         for callback in (callbacks_of(trainer, ModelCheckpoint) if trains else [])
@@ -213,7 +215,7 @@ def check_nothing_in_the_way(trainer: Any, trains: bool, resumed: Path | None) -
             f"{twice[0]}: two callbacks' checkpoint, of which one would be left. Set another "
             "--best_checkpoint.filename or --last_checkpoint.filename, or leave out save_last."
         )
-    if resumed and resumed.absolute().parent in [path.absolute().parent for path in checkpoints]:
+    if requeued or (resumed and resumed.absolute().parent in [path.absolute().parent for path in checkpoints]):
         return
     remedy = "--trainer.logger.init_args.save_dir or version" if trainer.loggers else "--trainer.default_root_dir"
     for path in (folder / "config.yaml", folder / "summary.json", *checkpoints):

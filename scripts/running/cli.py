@@ -148,7 +148,7 @@ class ExperimentTrainer(Trainer):
         kwargs: Lightning's.
     """
 
-    def __init__(self, precision: int | str = "auto", **kwargs: Any) -> None:
+    def __init__(self, precision: int | str | None = "auto", **kwargs: Any) -> None:
         super().__init__(precision=precision, **kwargs)  # type: ignore[arg-type]
 
 

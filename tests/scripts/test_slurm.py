@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_a_job_whose_time_is_up_goes_on(
     assert submit(77, *logger, until=until) == 128 + signal.SIGUSR1
     assert Path("scontrol.txt").read_text(encoding="utf-8") == "requeue 77\n"
     assert submit(77, *logger) == 0
-    folder = Path("logs/job_77") if logger else RUNS / "job_77"
+    (folder,) = (Path("logs") if logger else RUNS).glob("job_77_*")
     a, b = (json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in (RUNS / "version_0", folder))
     assert b["resumed"] == 1
     for key in ("epochs", "val_top1", "val_top5", "test_loss", "test_top1"):
@@ -72,16 +73,31 @@ def test_a_job_whose_time_is_up_goes_on(
     assert sorted(path.name for path in Path().glob("hpc_*")) == ["hpc_ckpt_5.ckpt"]
 
 
+def summary(job: int) -> dict[str, Any]:
+    """Of the newest run of a job."""
+    newest = max(RUNS.glob(f"job_{job}_*/summary.json"), key=lambda path: path.stat().st_mtime_ns)
+    found: dict[str, Any] = json.loads(newest.read_text(encoding="utf-8"))
+    return found
+
+
 def test_another_job_starts_anew(submit: Callable[..., int]) -> None:
     assert submit(77, until=("training_step", 1)) == 128 + signal.SIGUSR1
     assert submit(78, "--trainer.max_epochs=1") == 0
-    assert json.loads((RUNS / "job_78/summary.json").read_text(encoding="utf-8"))["resumed"] == 0
+    assert summary(78)["resumed"] == 0
 
 
-def test_a_second_command_of_a_job_does_not_go_on_with_the_first_s(
-    submit: Callable[..., int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for step in ("0", "1"):
-        monkeypatch.setenv("SLURM_STEP_ID", step)
-        assert submit(77, "--trainer.max_epochs=1") == 0
-        assert json.loads((RUNS / f"job_77_{step}/summary.json").read_text(encoding="utf-8"))["resumed"] == 0
+def test_a_second_command_of_a_job_does_not_go_on_with_the_first_s(submit: Callable[..., int]) -> None:
+    for seed in (1, 2):
+        assert submit(77, "--trainer.max_epochs=1", f"--seed_everything={seed}") == 0
+        assert (summary(77)["seed"], summary(77)["resumed"]) == (seed, 0)
+    assert len([*RUNS.iterdir()]) == 2
+
+
+def test_a_job_that_was_killed_before_its_first_checkpoint_begins_again(submit: Callable[..., int]) -> None:
+    """Its folder is there, and nothing in it to go on from."""
+    assert submit(77) == 0
+    (run,) = RUNS.iterdir()
+    shutil.rmtree(run / "checkpoints")
+    (run / "summary.json").unlink()
+    assert submit(77) == 0
+    assert summary(77)["resumed"] == 0
