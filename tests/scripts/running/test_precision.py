@@ -82,3 +82,10 @@ def test_it_is_said_kept_and_gone_on_with(
     assert kept() == ("bf16-mixed", "bf16-mixed")
     assert fit("--ckpt_path=last", "--trainer.precision=auto", small=False) == 0
     assert kept() == ("32-true", "32-true")
+
+
+def test_the_precision_of_an_earlier_version_s_config(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    """null, which is Lightning's float32."""
+    Path("config.yaml").write_text("trainer: {precision: null}\n", encoding="utf-8")
+    assert fit("-c", "config.yaml", "--print_config", small=False) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["precision"] is None
