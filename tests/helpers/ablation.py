@@ -17,7 +17,7 @@ ABLATIONS = ROOT / "configs" / "ablations"
 FAKE_FIT = Path(__file__).with_name("fake_fit.py")
 SLOW_FIT = Path(__file__).with_name("slow_fit.py")
 TINY = ["--data.source=shapes10", "--data.subset_size=100", "--data.val_size=40", "--data.batch_size=32"]
-TINY += ["--model.image_size=24", "--trainer.max_epochs=3", "--trainer.accelerator=cpu"]
+TINY += ["--model.image_size=24", "--trainer.max_epochs=3", "--trainer.accelerator=cpu", "--trainer.precision=32-true"]
 
 
 def a_run(variant: str, seed: int, test: float = 0.5, train: list[float] | None = None, **more: Any) -> dict[str, Any]:

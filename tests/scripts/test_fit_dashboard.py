@@ -62,7 +62,7 @@ def test_losses_are_the_same_to_the_last_bit_without_any_of_them(fit: Fit) -> No
 def test_two_processes_write_the_same_files_as_one(fit: Fit, request: pytest.FixtureRequest) -> None:
     assert fit() == 0
     script = request.config.rootpath / "scripts/fit.py"
-    words = ["test", "--ckpt_path", str(RUN / "checkpoints/best.ckpt")]
+    words = ["test", "--ckpt_path", str(RUN / "checkpoints/best.ckpt"), "--trainer.precision=32-true"]
     two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
     written = []
     for extra in ([], two):
