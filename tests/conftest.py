@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import error_line
 
 from datamodules import CIFAR10DataModule, shapes10
 
@@ -108,7 +109,7 @@ def refused(fit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Call
         capsys.readouterr()
         assert fit(*words) == 2
         said = capsys.readouterr().err
-        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        line = error_line(said)
         assert re.fullmatch(r"error: \S.*?: .+\. \S.*", line)  # <file or flag>: <what is wrong>. <what to do>
         assert "Traceback" not in said
         assert files() == before

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import error_line
 from helpers.small import UNSEEN
 from helpers.small import small_net as small_net
 
@@ -57,7 +58,7 @@ def test_nan_at_a_step(
 
     monkeypatch.setattr(AlexNetClassifier, "training_step", training_step)
     assert fit(*UNSEEN) == 3
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    line = error_line(capsys.readouterr().err)
     good = CHECKPOINTS / "last.ckpt" if step > 4 else "none yet"
     assert f"at step {step} (epoch {(step - 1) // 4}), lr " in line
     assert ("loss is nan" if where == "loss" else "gradient norm is ") in line

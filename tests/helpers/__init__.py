@@ -16,3 +16,9 @@ def load(path: Path) -> dict[str, torch.Tensor]:
     """A checkpoint's weights."""
     weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
     return weights
+
+
+def error_line(said: str) -> str:
+    """The one line of an output that refuses something, among others that may be there."""
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    return line

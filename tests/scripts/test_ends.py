@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, error_line
 from helpers.ablation import SLOW_FIT, TINY
 from helpers.small import UNSEEN
 from helpers.small import small_net as small_net
@@ -256,7 +256,7 @@ def test_a_summary_that_can_not_be_written_is_on_the_screen(
     assert fit(*UNSEEN) == 1
     said = capsys.readouterr()
     assert "test top-1" in said.out
-    (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    line = error_line(said.err)
     assert re.search(r"summary.json: can't be written \(No space left on device\), expected .+\. Free some", line)
 
 
@@ -271,7 +271,7 @@ def test_memory_that_runs_out(
     monkeypatch.setattr(AlexNetClassifier, step, lambda self, *_: torch.empty(2**50))
     assert fit(*UNSEEN) == 1
     said = capsys.readouterr().err
-    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    line = error_line(said)
     assert "--data.batch_size: memory ran out after step " in line
     assert "Lower it, or --model.image_size." in line
     assert "Traceback" not in said

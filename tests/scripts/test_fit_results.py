@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import load
+from helpers import error_line, load
 from helpers.small import UNSEEN
 from helpers.small import small_net as small_net
 
@@ -83,7 +83,7 @@ def test_a_best_that_is_gone_is_not_replaced_by_another(
 
     monkeypatch.setattr(AlexNetClassifier, "on_fit_end", on_fit_end)
     assert fit(*UNSEEN, *words, "--trainer.max_epochs=4") == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    line = error_line(capsys.readouterr().err)
     assert line.startswith(f"error: {best}: {'missing' if harm == 'deleted' else 'damaged, its SHA-256'}")
     assert fit(*line.partition("fit.py ")[2].split()) == 0
     assert not (RUN / "summary.json").exists()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import retrieve
 import torch
+from helpers import error_line
 from helpers.small import UNSEEN
 from helpers.small import small_net as small_net
 from PIL import Image, ImageOps
@@ -365,7 +366,7 @@ def test_a_file_of_the_user_s_is_never_written_over(
         with pytest.raises(SystemExit) as exit_:
             retrieve.main(["--ckpt_path", str(CKPT), "--query", "cat.png", "--out", out])
     assert exit_.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    line = error_line(capsys.readouterr().err)
     assert f"--out: {out.replace('table.png', 'table.csv')} is " in line
     assert {path: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
     for _ in range(2):  # its own it does write over, but not where it is a query
