@@ -9,6 +9,7 @@ from callbacks.nearest_neighbours import NearestNeighbours
 from callbacks.overview import Overview
 from callbacks.predictions import Predictions
 from callbacks.training_health import TrainingHealth
+from callbacks.whiten_conv1 import WhitenConv1 as WhitenConv1
 
 # All that looks at a run, in this order: the key is its section in a config and the name of its file.
 LOOKS: dict[str, type[Looking]] = {

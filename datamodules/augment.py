@@ -35,8 +35,8 @@ class Draws(NamedTuple):
     hole: Tensor
 
     def rows(self, index: Tensor) -> Draws:
-        """The draws of the images at ``index``, on ``index``'s device."""
-        return Draws(*(table.to(index.device)[index] for table in self))
+        """The draws of the images at ``index``, which is on their device."""
+        return Draws(*(table[index] for table in self))
 
 
 def draw(

@@ -157,7 +157,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.scale_jitter, self.cutout = scale_jitter, cutout
         self.input_scale, self.test_crops = input_scale, test_crops
         self._images: dict[str, tuple[Tensor, Tensor]] = {}
-        self._draws: tuple[int, Draws] | None = None
+        self._draws: tuple[int, torch.device, Draws] | None = None
 
     @cached_property
     def layout(self) -> sources.Layout | None:
@@ -282,7 +282,7 @@ class CIFAR10DataModule(LightningDataModule):
     def _inputs_of(self, batch: RawBatch, epoch: int) -> tuple[Tensor, Tensor]:
         """Float images ``(B, 3, image_size, image_size)``, of ten crops ``(B, 10, ...)``; int64 targets ``(B,)``."""
         if batch.view == "augmented":
-            draws = self._epoch_draws(epoch).rows(batch.places)
+            draws = self._epoch_draws(epoch, batch.places.device).rows(batch.places)
             crops = crop_and_flip(batch.images, draws.top, draws.left, draws.flip, self.crop_size, self.crop_padding)
             return self._to_input(crops, draws), batch.targets
         if batch.view == "ten_crops":
@@ -290,14 +290,14 @@ class CIFAR10DataModule(LightningDataModule):
             return self._to_input(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]), batch.targets
         return self._to_input(centre_crop(batch.images, min(self.crop_size, SIZE))), batch.targets
 
-    def _epoch_draws(self, epoch: int) -> Draws:
-        if self._draws is None or self._draws[0] != epoch:
+    def _epoch_draws(self, epoch: int, device: torch.device) -> Draws:
+        if self._draws is None or self._draws[:2] != (epoch, device):
             n, slack = len(self.split.train), SIZE + 2 * self.crop_padding - self.crop_size
             key = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0] >> 1
             stream = torch.Generator().manual_seed(int(key))
             table = draw(n, self.crop_size, slack, self.flip, self.lighting_std, self.scale_jitter, stream)
-            self._draws = epoch, table
-        return self._draws[1]
+            self._draws = epoch, device, Draws(*(column.to(device) for column in table))  # once an epoch, not a batch
+        return self._draws[2]
 
     def _to_input(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         """uint8 to the network's input. Resized last: lighting and scale are the same for all pixels of an image, so

@@ -78,13 +78,15 @@ def report(trainer: Trainer, datamodule: CIFAR10DataModule, figures: dict[str, A
     folder = run_folder(trainer)  # a broadcast: every process takes part
     if not trainer.is_global_zero:
         return
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else trainer.accelerator.name()
     summary = {
         "data": datamodule.description,
         **figures,
         "precision": trainer.precision,
         "seed": config.seed_everything,
         "command": shlex.join(["python", *sys.argv]),
-        "machine": f"{processor()}, {os.cpu_count()} cores, {trainer.num_devices} x {trainer.accelerator.name()}",
+        "machine": f"{processor()}, {os.cpu_count()} cores, {trainer.num_devices} x {name}",
         "versions": versions("torch", "lightning"),
     }
     rows, refused = table_rows(summary), ""

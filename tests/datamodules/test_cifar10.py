@@ -119,7 +119,7 @@ def test_augmentation_is_crop_flip_lighting_scale_resize(small_shapes: None, inp
     )
     batch = batches(datamodule, "train_dataloader")[0]
     got, _ = datamodule.on_after_batch_transfer(batch, 0)
-    draws = datamodule._epoch_draws(0)
+    draws = datamodule._epoch_draws(0, torch.device("cpu"))
     mean, std, eigvecs, eigvals = (t.double() for t in datamodule.statistics)
     assert draws.flip.any()
     for i, place in enumerate(batch.places.tolist()):
@@ -138,8 +138,8 @@ def test_cutout_comes_before_the_jitter_of_scale_and_both_are_for_training_alone
         for flags in ({}, {"scale_jitter": 1.5, "cutout": 9})
     )
     batch = batches(plain, "train_dataloader")[0]
-    draws = jittered._epoch_draws(0)
-    for table, other in zip(draws[:4], plain._epoch_draws(0)[:4], strict=True):
+    draws = jittered._epoch_draws(0, torch.device("cpu"))
+    for table, other in zip(draws[:4], plain._epoch_draws(0, torch.device("cpu"))[:4], strict=True):
         assert torch.equal(table, other)
     plain.image_size = 28  # the crops, lit and normalised, before they are enlarged
     crops, _ = plain.on_after_batch_transfer(batch, 0)
@@ -171,7 +171,7 @@ def test_draws_change_with_the_epoch_and_the_seed(datamodule: CIFAR10DataModule)
     tables = []
     for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
         datamodule.seed, datamodule._draws = seed, None
-        tables.append(datamodule._epoch_draws(epoch).alphas)
+        tables.append(datamodule._epoch_draws(epoch, torch.device("cpu")).alphas)
     assert torch.equal(tables[0], tables[3])
     assert not torch.equal(tables[0], tables[1])
     assert not torch.equal(tables[0], tables[2])
