@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from callbacks.base import EveryNEpochs, Stage, add_to_tensorboards, write_image, write_scalars
 from callbacks.pure.filter_grid import filter_grid, full_colour
+from callbacks.pure.filter_structure import filter_structure
 
 
 def filters_of(module: nn.Module, layer: str = "net.conv1") -> tuple[Tensor, int]:
@@ -43,6 +44,10 @@ class Conv1Filters(EveryNEpochs):
     :func:`distances_moved`; TensorBoard's histogram ``filters/moved`` tells it of each. A resumed run goes on from the
     first image of the run that it resumes.
 
+    ``filters/structured`` is the share of filters that have formed, in [0, 1], and ``filters/colour_group1`` and
+    ``filters/colour_group2``, where the next convolution has groups, how colourful each one's are on average: see
+    :func:`~callbacks.pure.filter_structure.filter_structure`.
+
     Args:
         every_n_epochs: 1 draws after every epoch; 0 only at the start and at the end.
         scale: The weight that is shown as full colour. ``first``: chosen for the run's first image and kept, so that
@@ -52,7 +57,8 @@ class Conv1Filters(EveryNEpochs):
         enabled: False switches the callback off.
 
     Source:
-        Krizhevsky et al. 2012, Figure 3.
+        Krizhevsky et al. 2012, Figure 3 and section 6.1: "the kernels on GPU 1 are largely color-agnostic, while the
+        kernels on GPU 2 are largely color-specific".
     """
 
     def __init__(
@@ -98,7 +104,12 @@ class Conv1Filters(EveryNEpochs):
         if isinstance(scale, str):
             scale = full_colour(self._start if scale == "first" else weights)
         moved = distances_moved(weights.cpu(), self._start)
-        write_scalars(trainer, {"filters/moved_mean": moved.mean().item(), "filters/moved_max": moved.max().item()})
+        values = {"filters/moved_mean": moved.mean().item(), "filters/moved_max": moved.max().item()}
+        structure = filter_structure(weights)
+        values["filters/structured"] = structure.structured.float().mean().item()
+        for number, colour in enumerate(structure.colour.chunk(groups) if groups > 1 else (), start=1):
+            values[f"filters/colour_group{number}"] = colour.mean().item()
+        write_scalars(trainer, values)
         add_to_tensorboards(trainer, "histogram", "filters/moved", moved, global_step=step)
         title = f"{name} after epoch {epochs} (step {step})" if step else f"{name} before training"
         image = filter_grid(weights, groups, scale, title)

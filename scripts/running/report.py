@@ -18,6 +18,8 @@ from rich.text import Text
 
 from callbacks.base import run_folder
 from callbacks.checkpoints.files import write_whole
+from callbacks.conv1_filters import filters_of
+from callbacks.pure.filter_structure import filter_structure
 from callbacks.run_history import METRICS, RunHistory
 from datamodules import CIFAR10DataModule
 from running.errors import refuse
@@ -60,10 +62,16 @@ def _steps(path: str) -> int:
 
 
 def measured(trainer: Trainer, history: RunHistory, stage: str) -> dict[str, float]:
-    """``test_images``, ``test_top1``, ``test_top5`` and ``test_loss``, or ``val_...``, of the pass that just ended."""
+    """``test_images``, ``test_top1``, ``test_top5`` and ``test_loss``, or ``val_...``, of the pass that just ended.
+
+    And ``structured_filters``: how many of conv1's filters have formed, see ``filter_structure``.
+    """
     found = {f"{stage}_{name}": trainer.callback_metrics.get(f"{stage}/{name}") for name in METRICS}
     images = {f"{stage}_images": history.images[stage]} if stage in history.images else {}
-    return {**images, **{name: float(value) for name, value in found.items() if value is not None}}
+    figures = {**images, **{name: float(value) for name, value in found.items() if value is not None}}
+    with suppress(TypeError, ValueError, IndexError):  # no conv1 of RGB filters, or not finite, or in shards
+        figures["structured_filters"] = int(filter_structure(filters_of(trainer.lightning_module)[0]).structured.sum())
+    return figures
 
 
 def report(trainer: Trainer, datamodule: CIFAR10DataModule, figures: dict[str, Any], config: Any) -> None:

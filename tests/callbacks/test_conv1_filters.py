@@ -133,3 +133,23 @@ def test_how_far_filters_moved(tmp_path: Path, datamodule: CIFAR10DataModule) ->
     run(tmp_path / "again", datamodule, callback, epochs=1)
     assert saved(tmp_path / "again") == ["epoch_000.png", "epoch_001.png"]
     np.testing.assert_array_equal(callback._start.numpy(), initial_weights().numpy())
+
+
+def test_how_many_filters_have_formed_and_how_colourful_each_group_is(
+    tmp_path: Path, datamodule: CIFAR10DataModule
+) -> None:
+    """A network that stands still, with three gratings, grey in the first group, among noise."""
+    wave = torch.arange(11.0).mul(torch.pi / 2).cos().expand(11, 11)
+    for groups in (2, 1):
+        model = new_net(lr=0.0, groups=groups)
+        weights = model.net.conv1.weight.data
+        assert weights.shape == (8, 3, 11, 11)
+        weights[:4] = weights[:4].mean(1, keepdim=True)
+        weights[0], weights[5], weights[7] = wave, wave.T, 0.01 * wave
+        weights[4:, 2] = -weights[4:, :2].sum(1)  # the channels add up to nothing
+        run(tmp_path / str(groups), datamodule, Conv1Filters(), model=model, epochs=1)
+        assert scalars(tmp_path / str(groups), "filters/structured") == {0: 3 / 8, 4: 3 / 8}
+    for group, colour in ((1, 0), (2, 1)):
+        found = scalars(tmp_path / "2", f"filters/colour_group{group}")
+        assert found == {0: pytest.approx(colour, abs=1e-6), 4: pytest.approx(colour, abs=1e-6)}
+    assert not [tag for tag in events(tmp_path / "1").Tags()["scalars"] if "colour" in tag]

@@ -32,7 +32,8 @@ PICTURES = {
 LAYERS = ("conv1", "conv2", "fc7")
 SCALARS = {
     "activation_stats": {f"{kind}/{layer}" for kind in ("dead", "activation_scale") for layer in LAYERS},
-    "conv1_filters": {"filters/moved_mean", "filters/moved_max"},
+    "conv1_filters": {f"filters/{name}" for name in ("moved_mean", "moved_max", "structured")}
+    | {f"filters/colour_group{number}" for number in (1, 2)},
     "training_health": {"train/lr"}
     | {f"health/{name}" for name in ("gradient_norm", "images_per_second", "epoch_seconds", "memory_gib")},
     "nearest_neighbours": {f"val/retrieval_p{n}" for n in (1, 5, 10)},

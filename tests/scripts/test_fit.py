@@ -90,6 +90,17 @@ def test_a_run_from_start_to_summary(fit: Fit, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.usefixtures("small_net")
+def test_the_summary_counts_the_formed_filters_of_the_weights_that_were_tested(fit: Fit) -> None:
+    assert fit("--looks=false", "--trainer.max_epochs=1") == 0
+    assert json.loads((RUN / "summary.json").read_text())["structured_filters"] == 0
+    checkpoint = torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)
+    checkpoint["state_dict"]["net.conv1.weight"][:3] = torch.arange(11.0).cos()
+    torch.save(checkpoint, RUN / "checkpoints/formed.ckpt")
+    assert fit("test", "--ckpt_path", str(RUN / "checkpoints/formed.ckpt")) == 0
+    assert json.loads((RUN.with_name("version_1") / "summary.json").read_text())["structured_filters"] == 3
+
+
+@pytest.mark.usefixtures("small_net")
 def test_callbacks_only_look(fit: Fit) -> None:
     assert fit("--nearest_neighbours.every_n_epochs", "1") == 0
     assert fit(*UNSEEN) == 0
