@@ -125,6 +125,11 @@ def _slide(padded: Tensor, size: int, out: Tensor) -> None:
         target += source[shift * inner : shift * inner + length]
 
 
+def _packed(buffer: Tensor, like: Tensor) -> Tensor:
+    """The start of ``buffer`` in ``like``'s shape. With channels_last's gaps ``sqrt`` would take twice the time."""
+    return buffer.view(-1)[: like.numel()].view(like.shape)
+
+
 def _power(root: Tensor, beta: float, out: Tensor) -> Tensor:
     """``d**-beta`` from ``root = d**-0.5``; the paper's 0.75 by a square root, several times faster than ``pow``."""
     if beta == 0.75:
@@ -164,11 +169,10 @@ class _LRN(_ImageByImage):
         for i in range(0, x_rows.shape[0], piece):
             xs, rs = x_rows[i : i + piece].to(work), root_rows[i : i + piece]
             terms, sums_ = padded[: len(xs)], sums[: len(xs)]
-            d = sums_[:, :channels]
             torch.addcmul(share, xs, xs, value=alpha, out=terms[:, before : before + channels])
             _slide(terms, size, out=sums_)
-            torch.rsqrt(d, out=rs)
-            power = _power(rs, beta, out=d)
+            torch.rsqrt(sums_[:, :channels], out=rs)
+            power = _power(rs, beta, out=_packed(sums, xs))
             if out.dtype == work:
                 torch.mul(power, xs, out=out_rows[i : i + piece])
             else:
@@ -210,13 +214,13 @@ class _LRNGradient(_ImageByImage):
         x_rows, grad_rows, root_rows, dx_rows = _rows(x), _rows(grad), _rows(root), _rows(dx)
         piece = _pieces(x_rows)
         padded = torch.zeros(piece, channels + size - 1, x_rows.shape[2], dtype=root.dtype, device=x.device)
-        sums, direct = torch.empty_like(padded), torch.empty_like(padded)
+        sums, direct = torch.empty_like(padded), padded.new_empty(piece, channels, x_rows.shape[2])
         for i in range(0, x_rows.shape[0], piece):
             xs, rs = x_rows[i : i + piece].to(root.dtype), root_rows[i : i + piece]
             terms, sums_ = padded[: len(xs)], sums[: len(xs)]
-            inside = terms[:, after : after + channels]
-            first = _power(rs, beta, out=direct[: len(xs), :channels]).mul_(grad_rows[i : i + piece])
-            torch.mul(first, xs, out=inside).mul_(rs).mul_(rs)  # grad * x * d**(-beta - 1)
+            first = _power(rs, beta, out=direct[: len(xs)]).mul_(grad_rows[i : i + piece])
+            term = torch.mul(first, xs, out=_packed(sums, xs)).mul_(rs)
+            torch.mul(term, rs, out=terms[:, after : after + channels])  # grad * x * d**(-beta - 1)
             _slide(terms, size, out=sums_)
             if dx.dtype == root.dtype:
                 torch.addcmul(first, xs, sums_[:, :channels], value=-2 * alpha * beta, out=dx_rows[i : i + piece])
