@@ -38,12 +38,12 @@ from running.markdown import COMPARED, between, compared, table
 from callbacks.checkpoints.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = ("data", "images", "epochs", "seed", "command", "seconds", "test_top1", "test_top5")
+NEEDED = ("data", "images", "epochs", "seed", "command", "machine", "seconds", "test_top1", "test_top5")
 # The experiment this project started from: its figures as they were reported, see configs/origin.yaml. There is no log.
-ORIGIN = ("the experiment this project started from", "CIFAR-10", "5,000", "10", "", "26.70 %", "81.30 %", "", "")
+ORIGIN = ("the experiment this project started from", "CIFAR-10", "5,000", "10", "", "26.70 %", "81.30 %", "", "", "")
 ROW = {**dict.fromkeys(("what", "unit", "against"), TEXT), **dict.fromkeys(("ours", "peer", "ratio"), ANY_NUMBER)}
 BENCHMARK = {"machine": {"processor": TEXT, "cores": COUNT, "versions": {"torch": TEXT}}, "rows": [ROW]}
-HEADINGS = ("recipe", "data", "images", "epochs", "seeds", "test top-1", "test top-5", "time", "command")
+HEADINGS = ("recipe", "data", "images", "epochs", "seeds", "test top-1", "test top-5", "time", "on", "command")
 
 
 class Recipe(NamedTuple):
@@ -54,6 +54,7 @@ class Recipe(NamedTuple):
     epochs: int
     command: str
     data: str
+    device: str
 
 
 def split_off(command: str, *flags: str) -> tuple[list[str], list[str]]:
@@ -86,6 +87,15 @@ def data_name(description: str) -> str:
     return f"CIFAR-10, {copy[1]} copy" if copy else re.sub(r" \(.*\)$", "", description)
 
 
+def device_name(machine: str) -> str:
+    """What computed, of a summary's ``machine``: a GPU by its name, or how many of the processor's cores."""
+    found = re.fullmatch(r".+, (\d+ cores), (\d+ x (.+))", machine)
+    if not found:
+        return machine
+    cores, devices, one = found.groups()
+    return cores if one == "cpu" else devices.removeprefix("1 x ")
+
+
 def by_recipe(folder: Path) -> dict[Recipe, list[dict[str, Any]]]:
     """The runs one level below ``folder``: CIFAR-10 before other data, fewer images and epochs first, then by command.
 
@@ -96,7 +106,7 @@ def by_recipe(folder: Path) -> dict[Recipe, list[dict[str, Any]]]:
     for path in sorted(folder.glob("*/summary.json")):
         run = read_summary(path, NEEDED, "Delete it, or put a finished run's in its place")
         stand_in, command = not run["data"].startswith("CIFAR-10"), without_seed(run["command"])
-        recipe = Recipe(stand_in, run["images"], run["epochs"], command, run["data"])
+        recipe = Recipe(stand_in, run["images"], run["epochs"], command, run["data"], device_name(run["machine"]))
         other = seeds.setdefault((recipe, run["seed"]), path)
         if other != path:
             raise ValueError(f"{path}: of the same recipe and seed as {other}. Delete one.")
@@ -110,7 +120,7 @@ def results_table(results: Path) -> str:
     for recipe, runs in by_recipe(results).items():
         what = (recipe_name(recipe.command), data_name(recipe.data), f"{recipe.images:,}", str(recipe.epochs))
         top1, top5, seconds = ([run[key] for run in runs] for key in ("test_top1", "test_top5", "seconds"))
-        found = (str(len(runs)), percent(top1), percent(top5), duration(seconds))
+        found = (str(len(runs)), percent(top1), percent(top5), duration(seconds), recipe.device)
         rows.append((*what, *found, f"`{recipe.command}`"))
     return table(HEADINGS, [ORIGIN, *rows])
 

@@ -11,7 +11,7 @@ import pytest
 import tables
 from helpers.ablation import a_run, complaint, status
 from running.markdown import between
-from tables import ORIGIN, data_name, recipe_name, without_seed
+from tables import ORIGIN, data_name, device_name, recipe_name, without_seed
 
 README = "# Title\n\n<!-- results -->\nold\n<!-- /results -->\n\nThe end.\n"
 
@@ -19,7 +19,8 @@ README = "# Title\n\n<!-- results -->\nold\n<!-- /results -->\n\nThe end.\n"
 def a_summary(seed: int, top1: float, command: str = "python scripts/fit.py fit", **more: Any) -> dict[str, Any]:
     command = f"{command} --seed_everything {seed}" if seed else command
     found = {"data": "CIFAR-10 (JPEG copy in class folders)", "epochs": 10, "images": 5000, "command": command}
-    return {**found, "test_top1": top1, "test_top5": 0.9, "seconds": 600 + seed, "seed": seed, **more}
+    found |= {"machine": "AMD EPYC, 2 cores, 1 x cpu", "test_top1": top1, "test_top5": 0.9, "seconds": 600 + seed}
+    return {**found, "seed": seed, **more}
 
 
 def write(name: str, summary: dict[str, Any]) -> None:
@@ -57,11 +58,11 @@ def test_a_recipe_s_runs_make_one_row(capsys: pytest.CaptureFixture[str]) -> Non
     mean, std = 100 * statistics.fmean(top1), 100 * statistics.stdev(top1)
     assert rows[3][:5] == ["`configs/default.yaml`", "CIFAR-10, JPEG copy", "5,000", "10", "3"]
     assert rows[3][5:7] == [f"{mean:.2f} ± {std:.2f} %", "90.00 ± 0.00 %"]
-    assert rows[3][7:] == ["10 min 01 s", "`python scripts/fit.py fit`"]
+    assert rows[3][7:] == ["10 min 01 s", "2 cores", "`python scripts/fit.py fit`"]
     assert [row[0] for row in rows[4:]] == ["`configs/full.yaml`, `--model.lr 0.1`", "`configs/quickstart.yaml`"]
     assert rows[5][1] == "shapes10, not CIFAR-10"
     assert rows[5][5] == "60.00 %"
-    assert {len(row) for row in rows} == {9}
+    assert {len(row) for row in rows} == {10}
     assert run("--check") == 0
     assert run() == 0
     assert Path("README.md").read_text(encoding="utf-8") == text
@@ -130,6 +131,13 @@ def test_the_benchmark_s_table_comes_where_its_markers_are(capsys: pytest.Captur
 def test_a_command_names_its_recipe(command: str, seedless: str, name: str) -> None:
     assert without_seed(f"python scripts/{command}") == f"python scripts/{seedless}"
     assert recipe_name(f"python scripts/{seedless}") == name
+
+
+def test_what_computed_in_short() -> None:
+    assert device_name("AMD EPYC, 2 cores, 1 x cpu") == "2 cores"
+    assert device_name("Intel(R) Xeon(R), 16 cores, 1 x NVIDIA H100") == "NVIDIA H100"
+    assert device_name("Intel(R) Xeon(R), 16 cores, 4 x NVIDIA H100") == "4 x NVIDIA H100"
+    assert device_name("an abacus") == "an abacus"
 
 
 def test_data_in_short() -> None:
