@@ -10,14 +10,24 @@ import pytest
 from helpers import ROOT
 
 
-@pytest.mark.parametrize("said", [None, "active"])
-def test_threads_wait_asleep_unless_the_user_says_otherwise(said: str | None) -> None:
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ({}, "passive 10000"),
+        ({"OMP_WAIT_POLICY": "active"}, "active None"),
+        ({"GOMP_SPINCOUNT": "5"}, "None 5"),
+    ],
+)
+def test_threads_soon_wait_asleep_unless_the_user_says_otherwise(said: dict[str, str], found: str) -> None:
     """Before OpenMP is loaded, which comes with torch and reads it once."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {"PYTHONPATH": str(ROOT / "scripts")} | ({"OMP_WAIT_POLICY": said} if said else {})
-    code = "import os, sys, running.start; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout.split() == [said or "passive", "False"]
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
+    environment |= {"PYTHONPATH": str(ROOT / "scripts")} | said
+    code = "import os, sys, running.start; print(*map(os.environ.get, sys.argv[1:]), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"]
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert out.split() == [*found.split(), "False"]
 
 
 @pytest.mark.parametrize("name", ["ablate", "benchmark", "fit", "plateau", "retrieve", "tables"])
