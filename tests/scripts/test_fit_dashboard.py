@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,22 +53,3 @@ def test_losses_are_the_same_to_the_last_bit_without_any_of_them(fit: Fit) -> No
     assert len(logs[0].Scalars("train/loss_step")) == 8
     assert [len(list(RUN.with_name(f"version_{i}").glob("*/*.png"))) for i in (0, 1)] == [15, 0]
     assert not [tag for tag in logs[1].Tags()["scalars"] if tag.split("/")[0] not in ("train", "val", "test", "epoch")]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_two_processes_write_the_same_files_as_one(fit: Fit, request: pytest.FixtureRequest) -> None:
-    assert fit() == 0
-    script = request.config.rootpath / "scripts/fit.py"
-    words = ["test", "--ckpt_path", str(RUN / "checkpoints/best.ckpt"), "--trainer.precision=32-true"]
-    two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    written = []
-    for extra in ([], two):
-        done = subprocess.run([sys.executable, script, *words, *extra], capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, done.stderr[-2000:]
-        newest = max(RUN.parent.iterdir(), key=lambda p: int(p.name.split("_")[1]))
-        files = sorted([*newest.glob("*/*.png"), *newest.glob("*/*.md")])
-        written.append({str(path.relative_to(newest)): path.read_bytes() for path in files})
-    kinds = sorted(file.split("_epoch")[0] + Path(file).suffix for file in written[0])
-    assert kinds == ["confusion/test.md", "confusion/test.png", "predictions/test.png", "retrieval/test.png"]
-    assert written[0] == written[1]
