@@ -72,7 +72,7 @@ def outcome(fit: Fit, capsys: pytest.CaptureFixture[str], *words: str) -> str:
 @pytest.fixture
 def resumed(fit: Fit, small_net: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """What becomes of a checkpoint's contents that training goes on from."""
-    assert fit(*UNSEEN, "--trainer.max_epochs=1", "--model.schedule=plateau") == 0
+    assert fit(*UNSEEN, "--trainer.max_epochs=1", "--model.schedule=plateau", once="whole") == 0
     shutil.copytree(LOGS / "version_0", "kept")
 
     def run(contents: Any, *words: str, subcommand: str = "fit") -> str:
