@@ -88,14 +88,14 @@ EVERY_STEP = [(n, hook) for n in range(1, 3 * STEPS + 1) for hook in (HOOKS[:1] 
 
 @pytest.mark.usefixtures("small_net")
 @pytest.mark.parametrize(
-    "places",
+    ("places", "signum"),
     [
-        [(2, "training_step"), (STEPS, "training_step"), (STEPS, "validation_step")],
-        pytest.param(EVERY_STEP, marks=pytest.mark.slow),
+        ([(2, HOOKS[0]), (STEPS, HOOKS[0]), (STEPS, HOOKS[1])], signal.SIGTERM),
+        ([(1, HOOKS[0]), (2 * STEPS, HOOKS[1])], signal.SIGINT),
+        pytest.param(EVERY_STEP, signal.SIGTERM, marks=pytest.mark.slow),
     ],
-    ids=["three", "all"],
+    ids=["three", "two", "all"],
 )
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_by_a_signal(
     fit: Fit, stop_at: Callable[..., None], places: list[tuple[int, str]], signum: signal.Signals
 ) -> None:

@@ -90,15 +90,6 @@ def test_a_run_from_start_to_summary(fit: Fit, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.usefixtures("small_net")
-def test_callbacks_only_look(fit: Fit) -> None:
-    assert fit("--nearest_neighbours.every_n_epochs", "1") == 0
-    assert fit(*UNSEEN) == 0
-    looked, blind = (load(RUN.with_name(f"version_{i}") / "checkpoints/last.ckpt") for i in (0, 1))
-    assert all(torch.equal(looked[key], blind[key]) for key in looked)
-    assert not list(RUN.with_name("version_1").glob("*/*.png"))
-
-
-@pytest.mark.usefixtures("small_net")
 @pytest.mark.parametrize(
     ("words", "seen"),
     [

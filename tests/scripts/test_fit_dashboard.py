@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import load
+from helpers.small import small_net as small_net
 from helpers.small_net import events
 
 from callbacks import LOOKS
@@ -18,7 +19,7 @@ RUN = Path("logs/alexnet-shapes10/version_0")
 
 
 def test_the_default_config_has_it_all(fit: Fit) -> None:
-    assert fit("--trainer.log_every_n_steps=1") == 0
+    assert fit("--trainer.log_every_n_steps=1", once="whole") == 0
     log = events(RUN)
     pictures = {f"{name}/{stage}" for name in ("retrieval", "predictions", "confusion") for stage in ("val", "test")}
     pictures.remove("retrieval/val")  # after_fit is false
@@ -40,6 +41,7 @@ def test_the_default_config_has_it_all(fit: Fit) -> None:
     assert f"{100 * summary['test_top1']:.1f} %" in next(RUN.glob("confusion/test_epoch_*.md")).read_text()
 
 
+@pytest.mark.usefixtures("small_net")
 def test_losses_are_the_same_to_the_last_bit_without_any_of_them(fit: Fit) -> None:
     often = [f"--{name}.every_n_epochs=1" for name in ("nearest_neighbours", "embedding_projector")]
     assert fit("--trainer.log_every_n_steps=1", *often) == 0
