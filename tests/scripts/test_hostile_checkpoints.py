@@ -93,7 +93,7 @@ def test_a_checkpoint_that_is_as_it_was_goes_on(resumed: Callable[..., str]) -> 
     assert resumed(whole, subcommand="test") == "done"
 
 
-@pytest.mark.parametrize("sample", [25, pytest.param(None, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])])
+@pytest.mark.parametrize("sample", [10, pytest.param(None, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])])
 def test_mutations(resumed: Callable[..., str], sample: int | None) -> None:
     """Every value deleted, or replaced by something else."""
     whole = torch.load(LAST, weights_only=True)
@@ -161,7 +161,7 @@ def test_refused_in_one_line(
 
 
 @pytest.mark.parametrize("subcommand", ["test", "validate"])
-@pytest.mark.parametrize("sample", [12, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+@pytest.mark.parametrize("sample", [5, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
 def test_mutations_of_what_is_tested(resumed: Callable[..., str], subcommand: str, sample: int) -> None:
     whole = torch.load(LAST, weights_only=True)
     trained = ("optimizer_states", "lr_schedulers")

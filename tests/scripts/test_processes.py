@@ -1,4 +1,4 @@
-"""Runs of two processes, and what 30 epochs leave behind. All slow."""
+"""Runs of two processes, and what many epochs leave behind. All slow."""
 
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ def test_sigterm_stops_two_after_the_same_batch(whole: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.usefixtures("small_net")
-def test_30_epochs_leave_nothing_behind(fit: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory grows by at most 0.5 MB an epoch after ten; no figure and no more files are open."""
+def test_16_epochs_leave_nothing_behind(fit: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory grows by at most 0.5 MB an epoch; no figure and no more files are open."""
     import matplotlib.pyplot as plt
 
     memory: list[float] = []
@@ -147,7 +147,7 @@ def test_30_epochs_leave_nothing_behind(fit: Callable[..., int], monkeypatch: py
 
     monkeypatch.setattr(AlexNetClassifier, "on_train_epoch_start", on_train_epoch_start)
     often = ("conv1_filters", "nearest_neighbours", "embedding_projector")  # the others look after every epoch anyway
-    assert fit("--trainer.max_epochs=30", *(f"--{name}.every_n_epochs=1" for name in often)) == 0
+    assert fit("--trainer.max_epochs=16", *(f"--{name}.every_n_epochs=1" for name in often)) == 0
     assert not plt.get_fignums()
     assert len(set(files[2:])) == 1
-    assert (memory[-1] - memory[10]) / (len(memory) - 11) < 0.5
+    assert min(memory[12:]) - min(memory[4:8]) < 0.5 * 8  # it goes up and down by some MB
