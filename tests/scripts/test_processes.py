@@ -48,12 +48,15 @@ def start(*words: str, fail: str = "9:0:") -> BaseProcess:
 
 def finished(process: BaseProcess, status: int | None = 0) -> str:
     """What both said at their end, with that status or with any but 0. When one is gone, the other has 30 seconds."""
-    deadline = time.monotonic() + 200
-    while left := process.is_alive() + len(ours()):
-        if left == 2:
-            deadline = time.monotonic() + 30
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    end = deadline = time.monotonic() + 200
+    try:
+        while left := process.is_alive() + len(ours()):
+            if left == 2:
+                deadline = min(end, time.monotonic() + 30)
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        process.kill()
     said = Path("said.txt").read_text(encoding="utf-8")
     assert (process.exitcode and status is None) or process.exitcode == status, said
     return said
