@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -14,12 +15,15 @@ import torch
 from helpers import error_line
 
 from datamodules import CIFAR10DataModule, shapes10
+from lightning_modules import classifier
 
 # Small tensors are quickest on one thread, and two would wait for each other on a busy machine.
 torch.set_num_threads(1)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell's script: it is sent here
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # and under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,17 +66,39 @@ def _imported() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session")
+def _kept() -> dict[object, tuple[int, Path]]:
+    return {}
+
+
 @pytest.fixture
-def fit(_imported: None, small_shapes: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run ``fit.py`` with the given words in this process, on small data unless they say otherwise; its exit status."""
+def fit(
+    _imported: None,
+    _kept: dict[object, tuple[int, Path]],
+    small_shapes: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., int]:
+    """Run ``fit.py`` with the given words in this process, on small data unless they say otherwise; its exit status.
+
+    What many tests begin with, and what is so called by ``once``, runs once: then ``logs`` is a copy of what it left.
+    """
 
     from running import cli
 
     monkeypatch.setattr(cli, "keep_memory", lambda: False)  # for the whole process: the next test would inherit it
 
-    def run(*words: str, small: bool = True) -> int:
+    def run(*words: str, small: bool = True, once: str = "") -> int:
         from fit import main
 
+        name = (once, classifier.AlexNet, words)
+        if name in _kept:
+            shutil.copytree(_kept[name][1], "logs")
+            return _kept[name][0]
+        if once:
+            status = run(*words, small=small)
+            _kept[name] = status, shutil.copytree("logs", tmp_path_factory.mktemp("kept") / "logs")
+            return status
         shrink = [
             "--data.source=shapes10",
             "--data.subset_size=100",

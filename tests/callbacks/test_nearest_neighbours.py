@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, small_net
+from helpers import small_net
 from helpers.small_net import SmallNet, calls_of, events, inputs_of, png, scalars
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -167,42 +166,30 @@ def test_bfloat16(tmp_path: Path, datamodule: CIFAR10DataModule):
     assert callback.precision["val/retrieval_p5"] == pytest.approx(precision(model, datamodule, "val", 5), abs=0.05)
 
 
-def main(folder: str, devices: str) -> None:
-    """Fit and test with so many processes; what came out goes to a file a process."""
+def test_two_processes_find_what_one_finds(tmp_path: Path, small_shapes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes10, "_DEFAULT_PER_CLASS", {"train": 16, "test": 7})
     found: list[Any] = []
     real = nearest_neighbours.retrieve
+    monkeypatch.setattr(nearest_neighbours, "retrieve", lambda *words: found.append(real(*words)) or found[-1])
 
-    def listening(*arguments: Any) -> Any:
-        found.append(real(*arguments))
-        return found[-1]
+    class Keeps(Callback):
+        def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            folder = trainer.default_root_dir
+            torch.save(
+                {"found": [*map(tuple, found)], "precision": callback.precision},
+                f"{folder}/rank{trainer.global_rank}.pt",
+            )
 
-    nearest_neighbours.retrieve = listening
-    shapes10._DEFAULT_PER_CLASS = {"train": 16, "test": 7}
-    torch.manual_seed(1)
-    model, callback = Net(), NearestNeighbours(precision_at=(1, 5))
-    data = CIFAR10DataModule(source="shapes10", subset_size=100, val_size=40, batch_size=9, image_size=24)
-    trainer = small_net.trainer_for(
-        Path(folder), callback, devices=int(devices), strategy="ddp" if devices != "1" else "auto"
-    )
-    trainer.test(model, datamodule=data, verbose=False)
-    out = {"found": [tuple(result) for result in found], "precision": callback.precision}
-    torch.save(out, f"{folder}/rank{trainer.global_rank}.pt")
-
-
-@pytest.mark.slow
-def test_two_processes_find_what_one_finds(tmp_path: Path):
-    for devices in ("1", "2"):
+    for devices, strategy in (("1", "auto"), ("2", "ddp_fork")):
+        torch.manual_seed(1)
+        callback = NearestNeighbours(precision_at=(1, 5))
+        data = CIFAR10DataModule(source="shapes10", subset_size=100, val_size=40, batch_size=9, image_size=24)
         folder = tmp_path / devices
+        trainer = small_net.trainer_for(folder, callback, Keeps(), devices=int(devices), strategy=strategy)
         folder.mkdir()
-        done = subprocess.run(
-            [sys.executable, __file__, str(folder), devices],
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests", "OMP_NUM_THREADS": "1"},
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        with patch.dict(os.environ):
+            trainer.test(Net(), datamodule=data, verbose=False)
+        found.clear()
     one = torch.load(tmp_path / "1/rank0.pt")
     assert len(one["found"]) == 1
     assert one["found"][0][1].shape == (70, 6)
@@ -212,7 +199,3 @@ def test_two_processes_find_what_one_finds(tmp_path: Path):
         assert two["precision"] == one["precision"]
     np.testing.assert_array_equal(*(png(tmp_path / f"{n}/retrieval/test_epoch_000.png") for n in (1, 2)))
     assert len(events(tmp_path / "2").Images("retrieval/test")) == 1
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -82,34 +82,33 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 PLATEAU = [*UNSEEN, "--model.schedule=plateau", "--model.patience=0", "--trainer.max_epochs=3"]
 
 
-EVERY_STEP = [(step, "training_step") for step in range(1, 3 * STEPS + 1)]
-EVERY_STEP += [(epoch * STEPS, "validation_step") for epoch in (1, 2, 3)]
+HOOKS = ("training_step", "validation_step")
+EVERY_STEP = [(n, hook) for n in range(1, 3 * STEPS + 1) for hook in (HOOKS[:1] if n % STEPS else HOOKS)]
 
 
 @pytest.mark.usefixtures("small_net")
 @pytest.mark.parametrize(
-    "places",
+    ("places", "signum"),
     [
-        [(2, "training_step"), (STEPS, "training_step"), (STEPS, "validation_step")],
-        pytest.param(EVERY_STEP, marks=pytest.mark.slow),
+        ([(2, HOOKS[0]), (STEPS, HOOKS[0]), (STEPS, HOOKS[1])], signal.SIGTERM),
+        ([(1, HOOKS[0]), (2 * STEPS, HOOKS[1])], signal.SIGINT),
+        pytest.param(EVERY_STEP, signal.SIGTERM, marks=pytest.mark.slow),
     ],
-    ids=["three", "all"],
+    ids=["three", "two", "all"],
 )
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_by_a_signal(
     fit: Fit, stop_at: Callable[..., None], places: list[tuple[int, str]], signum: signal.Signals
 ) -> None:
-    """In steps of a run, and in validation: exit status 143 or 130, and nothing is lost."""
-    assert fit(*PLATEAU) == 0
-    whole, version = digest(last(0)), 1
-    for step, hook in places:
+    """In steps of a run, and in validation, one after the other: exit status 143 or 130, and nothing is lost."""
+    assert fit(*PLATEAU, once="whole") == 0
+    resume: list[str] = []
+    for version, (step, hook) in enumerate(places, 1):
         stop_at(step, signum, hook)
-        assert fit(*PLATEAU) == 128 + signum
-        stopped = last(version)
-        assert torch.load(stopped, weights_only=True)["global_step"] == step
-        assert fit(*PLATEAU, "--ckpt_path", str(stopped)) == 0, (step, hook)
-        assert digest(last(version + 1)) == whole, (step, hook)
-        version += 2
+        assert fit(*PLATEAU, *resume) == 128 + signum, (step, hook)
+        assert torch.load(last(version), weights_only=True)["global_step"] == step
+        resume = ["--ckpt_path", str(last(version))]
+    assert fit(*PLATEAU, *resume) == 0
+    assert digest(last(len(places) + 1)) == digest(last(0))
 
 
 def every_tensor(path: Path) -> dict[str, torch.Tensor]:
@@ -132,14 +131,14 @@ SWA += ["--trainer.callbacks.swa_epoch_start=1", "--model.schedule=constant"]
 
 
 @pytest.mark.usefixtures("small_net")
-@pytest.mark.parametrize("hook", ["training_step", "validation_step"])
+@pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize(("averaging", "kept"), [(EMA, "/current_model_state/"), (SWA, "average_model_state/")])
 def test_averages_are_the_unbroken_run_s(
     fit: Fit, stop_at: Callable[..., None], averaging: list[str], kept: str, hook: str
 ) -> None:
     """Stopped within an epoch, and in validation, where Lightning has swapped the averaged weights in."""
     words = [*UNSEEN, "--trainer.max_epochs=3", *averaging]
-    assert fit(*words) == 0
+    assert fit(*words, once="whole") == 0
     stop_at(STEPS + 2 if hook == "training_step" else 2 * STEPS, hook=hook)
     assert fit(*words) == 143
     stop_at(2 * STEPS + 1)
@@ -158,7 +157,7 @@ def test_averages_are_the_unbroken_run_s(
 def test_ctrl_c(fit: Fit, stop_at: Callable[..., None], capsys: pytest.CaptureFixture[str], schedule: str) -> None:
     words = [*UNSEEN, f"--model.schedule={schedule}", "--model.milestones=[1]"]
     handler = signal.getsignal(signal.SIGINT)  # ignored where the tests run in a shell's background
-    assert fit(*words) == 0
+    assert fit(*words, once="whole") == 0
     stop_at(3, signal.SIGINT)
     assert fit(*words) == 130
     assert f"stopped after 0 epochs and 3 batches: go on with the same command and --ckpt_path {last(1)}" in (
@@ -187,7 +186,7 @@ def test_the_best_of_the_whole_run_is_tested(fit: Fit, stop_at: Callable[..., No
 
 @pytest.mark.usefixtures("small_net")
 def test_what_can_not_go_on(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fit(*UNSEEN) == 0
+    assert fit(*UNSEEN, once="whole") == 0
     runs = sorted(LOGS.iterdir())
     capsys.readouterr()
 
@@ -232,7 +231,7 @@ def summary(version: int) -> dict[str, Any]:
 @pytest.mark.usefixtures("small_net")
 def test_a_finished_run_goes_on_to_its_test(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     """Stopped in its test, it has trained all there is; its summary is the unbroken run's."""
-    assert fit(*UNSEEN) == 0
+    assert fit(*UNSEEN, once="whole") == 0
     (LOGS / "version_0/summary.json").rename("whole.json")
     capsys.readouterr()
     assert fit(*UNSEEN, "--ckpt_path", "last") == 0
@@ -248,7 +247,7 @@ def test_a_finished_run_goes_on_to_its_test(fit: Fit, capsys: pytest.CaptureFixt
 def test_stopped_in_its_test(
     fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, signum: signal.Signals
 ) -> None:
-    assert fit(*UNSEEN) == 0
+    assert fit(*UNSEEN, once="whole") == 0
     with monkeypatch.context() as patch:
         patch.setattr(AlexNetClassifier, "test_step", lambda *_: os.kill(os.getpid(), signum))
         assert fit(*UNSEEN) == 128 + signum
@@ -288,7 +287,7 @@ def test_a_second_signal_while_the_checkpoint_is_written(
     signum: signal.Signals,
 ) -> None:
     """One line, the signal's status, and whole files to go on from."""
-    assert fit(*UNSEEN) == 0
+    assert fit(*UNSEEN, once="whole") == 0
     stop_at(STEPS + 2, signum)
     owner, _, name = place.rpartition(".")
     module: Any = importlib.import_module(owner)
@@ -320,7 +319,7 @@ def test_a_second_signal_while_the_checkpoint_is_written(
 @pytest.mark.usefixtures("small_net")
 def test_a_history_is_of_the_whole_run(fit: Fit, stop_at: Callable[..., None]) -> None:
     words = [*UNSEEN, "--trainer.max_epochs=3"]
-    assert fit(*words) == 0
+    assert fit(*words, once="whole") == 0
     stop_at(2 * STEPS, signal.SIGTERM, "validation_step")
     assert fit(*words) == 143
     assert fit(*words, "--ckpt_path", str(last(1))) == 0
@@ -347,7 +346,7 @@ def test_last_is_written_every_epoch(fit: Fit) -> None:
 def test_a_full_disk_ends_the_run_in_one_line(
     fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert fit(*UNSEEN) == 0
+    assert fit(*UNSEEN, once="whole") == 0
     original = os.fsync
 
     def fsync(descriptor: int) -> None:
@@ -368,13 +367,13 @@ def test_a_full_disk_ends_the_run_in_one_line(
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_net")
 def test_killed_at_any_moment(fit: Fit) -> None:
-    """20 SIGKILLs while it trains, each followed by a resumed run: it ends like the run that was left alone."""
-    words, epochs = [*PLATEAU, "--trainer.max_epochs=40"], 40
+    """12 SIGKILLs while it trains, each followed by a resumed run: it ends like the run that was left alone."""
+    words, epochs = [*PLATEAU, "--trainer.max_epochs=24"], 24
     start = time.monotonic()
     assert fit(*words, "--trainer.logger.init_args.name=whole") == 0
     epoch = (time.monotonic() - start) / epochs
     rng = random.Random(0)
-    for kill in range(21):
+    for kill in range(13):
         resume = ["--ckpt_path", "last"] if list(LOGS.glob("*/checkpoints/last.ckpt")) else []
         reader, writer = os.pipe()
         pid = os.fork()  # a child has everything imported already
@@ -388,12 +387,12 @@ def test_killed_at_any_moment(fit: Fit) -> None:
         os.close(writer)
         os.read(reader, 1)  # training begins
         os.close(reader)
-        if kill < 20:
+        if kill < 12:
             time.sleep(2.5 * epoch * rng.random())
             os.kill(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]
         for path in LOGS.glob("*/checkpoints/*.ckpt"):
             assert damage(path) is None, path
-        assert os.WIFSIGNALED(status) if kill < 20 else os.waitstatus_to_exitcode(status) == 0
+        assert os.WIFSIGNALED(status) if kill < 12 else os.waitstatus_to_exitcode(status) == 0
     newest = max(LOGS.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     assert digest(newest) == digest(Path("logs/whole-shapes10/version_0/checkpoints/last.ckpt"))

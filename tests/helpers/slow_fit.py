@@ -53,10 +53,15 @@ def shrink(put: Callable[[Any, str, Any], None] = setattr) -> None:
     put(CIFAR10DataModule, "images_in", odd)
 
 
-if __name__ == "__main__":
-    from fit import main
+def main() -> None:
+    """As one's own process."""
+    from fit import main as fit
 
     torch.set_num_threads(1)
     AlexNetClassifier.training_step = slow  # type: ignore[method-assign]
     shrink()
+    fit()
+
+
+if __name__ == "__main__":
     main()

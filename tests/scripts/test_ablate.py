@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import ablate
 import pytest
 from ablation import plan
 from ablation.sweep import lock
+from helpers import slow_fit
 from helpers.ablation import ABLATIONS, FAKE_FIT, SLOW_FIT, TINY, calls, checkpoints, complaint, status, summary, when
 
 ONE = ["--seeds", "1", "--only", "tanh"]
@@ -272,34 +274,28 @@ def test_nothing_there_is_said(sweep: Sweep, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.slow
-def test_real_runs_stopped_and_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fit.py in processes of its own: a sweep that was stopped keeps what one that was not does, to the last digit."""
+def test_real_runs_stopped_and_gone_on_with(monkeypatch: pytest.MonkeyPatch, fit: Callable[..., int]) -> None:
+    """fit.py in processes of its own, to the last digit what its command gives that nobody stops."""
     monkeypatch.setattr(plan, "FIT", SLOW_FIT)
     Path("base.yaml").write_text((ABLATIONS / "baseline.yaml").read_text().split("\nmodel:")[0], encoding="utf-8")
-    words = ["--seeds", "1", "--jobs", "2", "--only", "tanh", "ten_crops", "--baseline", "base.yaml"]
-
-    def sweep(out: str) -> int:
-        return status(ablate.main, *words, "--out", out, "--", *TINY)
-
-    assert sweep("whole") == 0
-    tanh = Path("logs/stopped/tanh/seed0-shapes10/version_0/checkpoints/last.ckpt")
-    when(tanh.exists, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert sweep("stopped") == 143
-    assert sweep("stopped") == 0
-    for name in ("baseline-seed0", "tanh-seed0", "ten_crops-seed0"):
-        whole, stopped = (
-            json.loads(Path(out, name, "summary.json").read_text(encoding="utf-8")) for out in ("whole", "stopped")
-        )
-        for key in ("train_top1", "val_top1", "test_top1", "test_top5", "test_loss"):
-            if key != "train_top1":  # of the epoch's rest where it went on within one
-                assert whole.get(key) == stopped.get(key), (name, key)
-        for measure in ("val_top1", "val_loss"):
-            curves = [[entry.get(measure) for entry in run["history"]] for run in (whole, stopped)]
-            assert curves[0] == curves[1], (name, measure)
-    whole = json.loads(Path("whole/tanh-seed0/summary.json").read_text(encoding="utf-8"))
-    assert [entry["epoch"] for entry in whole["history"] if "train_top1" in entry] == [1, 2, 3]
-    assert whole["data"].startswith("shapes10")
-    assert json.loads(Path("stopped/tanh-seed0/summary.json").read_text(encoding="utf-8"))["resumed"] == 1
-    ten = json.loads(Path("whole/ten_crops-seed0/summary.json").read_text(encoding="utf-8"))
-    assert math.isfinite(ten["test_loss"])
+    words = ["--seeds", "1", "--only", "ten_crops", "--baseline", "base.yaml", "--", *TINY]
+    last = Path("logs/ablations/baseline/seed0-shapes10/version_0/checkpoints/last.ckpt")
+    when(last.exists, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert status(ablate.main, *words) == 143
+    assert status(ablate.main, *words) == 0
     assert not list(Path("logs").rglob("*.ckpt"))
+    found, crops = summary("baseline-seed0"), summary("ten_crops-seed0")
+    assert found["data"].startswith("shapes10")
+    assert [entry["epoch"] for entry in found["history"]] == [1, 2, 3]
+    assert (found["resumed"], crops["resumed"]) == (1, 0)
+    assert math.isfinite(crops["test_loss"])
+
+    slow_fit.shrink(monkeypatch.setattr)
+    command = shlex.split(found["command"])
+    assert command[:3] == ["python", "scripts/fit.py", "fit"]
+    assert fit(*command[2:], small=False) == 0
+    whole = json.loads(next(Path("logs").glob("alexnet*/version_0/summary.json")).read_text(encoding="utf-8"))
+    for key in ("val_top1", "test_top1", "test_top5", "test_loss"):
+        assert whole[key] == found[key], key
+    for measure in ("val_top1", "val_loss"):
+        assert [entry[measure] for entry in whole["history"]] == [entry[measure] for entry in found["history"]]

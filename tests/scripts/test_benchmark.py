@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +27,21 @@ SCRIPT = str(Path(benchmark.__file__))
 def _memory_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is set for this process can't be taken back."""
     monkeypatch.setattr(benchmark, "keep_memory", lambda: False)
+
+
+@pytest.fixture
+def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``apart`` without a process, which takes seconds to start, but with what one could be given."""
+
+    def without_process(make: Callable[..., benchmark.Job], keep: bool = True, **settings: Any) -> benchmark.Job:
+        def go() -> Lap:
+            torch.manual_seed(0)
+            lap: Lap = pickle.loads(pickle.dumps(partial(make, **settings)))()()
+            return lap
+
+        return go
+
+    monkeypatch.setattr(benchmark, "apart", without_process)
 
 
 Step = Callable[[], torch.Tensor]
@@ -112,21 +128,19 @@ def test_memory_s_peak_is_the_lap_s_own() -> None:
 
 
 def make_pid(answer: int) -> benchmark.Job:
-    return lambda: timed(lambda: (os.getpid(), answer))
-
-
-def at_home(make: Callable[..., benchmark.Job], keep: bool = True, **settings: Any) -> benchmark.Job:
-    """``apart`` without a process, which takes seconds to start."""
-    return make(**settings)
+    return lambda: timed(lambda: (os.getpid(), answer, *map(os.environ.get, ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"))))
 
 
 def make_death() -> benchmark.Job:
     return lambda: os._exit(3)
 
 
-def test_a_job_apart_has_another_process_which_ends() -> None:
-    pid, answer = apart(make_pid, answer=42)().value
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_job_apart_has_another_process_which_ends(keep: bool) -> None:
+    """In a peer's, threads wait as OpenMP's do by themselves: what ``start.py`` settles for ours is not lent to it."""
+    pid, answer, policy, spins = apart(make_pid, keep, answer=42)().value
     assert answer == 42
+    assert (policy, spins) == ("passive", None) if keep else spins == benchmark.DEFAULT_WAIT["GOMP_SPINCOUNT"]
     assert pid != os.getpid()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -167,11 +181,7 @@ def test_a_search_finds_the_nearest(method: str) -> None:
     assert distances == pytest.approx(expected.values.numpy(), rel=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("section", benchmark.SECTIONS)
-def test_a_section_at_toy_size(section: str) -> None:
-    measure, quick = benchmark.SECTIONS[section]
-    rows = measure(**quick)
+def check(rows: list[dict[str, Any]]) -> None:
     assert rows
     for line in rows:
         assert 0 <= line["ours"] < math.inf
@@ -180,22 +190,34 @@ def test_a_section_at_toy_size(section: str) -> None:
     assert all(line["ours"] == 100 for line in rows if "no farther" in line["what"])
 
 
-def test_the_table_and_the_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(benchmark, "apart", at_home)
-    main(["--only", "lrn", "--quick", "--json", "out.json"])
-    assert "nn.LocalResponseNorm" in capsys.readouterr().out
+@pytest.mark.usefixtures("at_home")
+@pytest.mark.parametrize("section", sorted({*benchmark.SECTIONS} - {"startup"}))
+def test_a_section_at_toy_size(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "run_fit", lambda steps, network, batch: [float(step) for step in range(steps + 1)])
+    measure, quick = benchmark.SECTIONS[section]
+    check(measure(**quick))
+
+
+@pytest.mark.slow
+def test_as_a_script() -> None:
+    """With the section that starts ``fit.py`` itself."""
+    words = ["--quick", "--only", "lrn", "startup", "--json", "out.json"]
+    done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "nn.LocalResponseNorm" in done.stdout
     contents = json.loads(Path("out.json").read_text(encoding="utf-8"))
     assert contents["quick"] is True
     assert {"date", "processor", "cores", "threads", "load", "system", "versions"} <= set(contents["machine"])
-    assert [row["section"] for row in contents["rows"]] == ["lrn"] * 4
+    assert [row["section"] for row in contents["rows"]] == ["lrn"] * 4 + ["startup"] * 10
     assert set(contents["rows"][0]) == {"section", "what", "ours", "peer", "unit", "ratio", "against"}
+    check(contents["rows"])
 
 
+@pytest.mark.usefixtures("at_home")
 def test_retrieval_without_its_peers_is_said_and_ours_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(benchmark, "apart", at_home)
     main(["--only", "retrieval", "--quick"])
     said = capsys.readouterr()
     assert "pip install -e '.[benchmark]'" in said.err
@@ -211,27 +233,10 @@ def test_refusals_take_one_line(words: list[str], wrong: str, capsys: pytest.Cap
     assert wrong in complaint(capsys)
 
 
-@pytest.mark.slow
-def test_as_a_script() -> None:
-    done = subprocess.run([sys.executable, SCRIPT, "--quick", "--only", "lrn"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "nn.LocalResponseNorm" in done.stdout
-
-
 def test_busy_programs_are_gone_afterwards() -> None:
     with benchmark.busy(2) as others:
         assert [other.poll() for other in others] == [None, None]
     assert all(other.poll() is not None for other in others)
-
-
-def test_a_peer_waits_as_openmp_does_by_itself() -> None:
-    """What ``start.py`` settles for our processes is not lent to it."""
-    assert benchmark.apart(spin, keep=True)().value == ("passive", None)
-    assert benchmark.apart(spin, keep=False)().value[1] == benchmark.DEFAULT_WAIT["GOMP_SPINCOUNT"]
-
-
-def spin() -> benchmark.Job:
-    return lambda: benchmark.Lap(0.0, value=(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT")))
 
 
 def test_precision_has_rows_of_both_where_the_processor_has_both(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ PICTURES = {tag: f"{tag}_epoch_002.png" for tag in DRAWN} | {"filters/conv1": "c
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(missing() is not None, reason=missing() or "")
 def test_every_tab_shows_the_run(fit: Callable[..., int]) -> None:
-    assert fit("--trainer.log_every_n_steps", "1") == 0
+    assert fit("--trainer.log_every_n_steps=1", once="whole") == 0
     shots = Path("screenshots")
     with tensorboard(Path("logs")) as address, browser() as driver:
         # Each picture arrives, whole: with the size of the file in the run's folder.

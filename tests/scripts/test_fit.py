@@ -101,15 +101,6 @@ def test_the_summary_counts_the_formed_filters_of_the_weights_that_were_tested(f
 
 
 @pytest.mark.usefixtures("small_net")
-def test_callbacks_only_look(fit: Fit) -> None:
-    assert fit("--nearest_neighbours.every_n_epochs", "1") == 0
-    assert fit(*UNSEEN) == 0
-    looked, blind = (load(RUN.with_name(f"version_{i}") / "checkpoints/last.ckpt") for i in (0, 1))
-    assert all(torch.equal(looked[key], blind[key]) for key in looked)
-    assert not list(RUN.with_name("version_1").glob("*/*.png"))
-
-
-@pytest.mark.usefixtures("small_net")
 @pytest.mark.parametrize(
     ("words", "seen"),
     [

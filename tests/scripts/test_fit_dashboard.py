@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import load
+from helpers.small import small_net as small_net
 from helpers.small_net import events
 
 from callbacks import LOOKS
@@ -20,7 +19,7 @@ RUN = Path("logs/alexnet-shapes10/version_0")
 
 
 def test_the_default_config_has_it_all(fit: Fit) -> None:
-    assert fit("--trainer.log_every_n_steps=1") == 0
+    assert fit("--trainer.log_every_n_steps=1", once="whole") == 0
     log = events(RUN)
     pictures = {f"{name}/{stage}" for name in ("retrieval", "predictions", "confusion") for stage in ("val", "test")}
     pictures.remove("retrieval/val")  # after_fit is false
@@ -42,6 +41,7 @@ def test_the_default_config_has_it_all(fit: Fit) -> None:
     assert f"{100 * summary['test_top1']:.1f} %" in next(RUN.glob("confusion/test_epoch_*.md")).read_text()
 
 
+@pytest.mark.usefixtures("small_net")
 def test_losses_are_the_same_to_the_last_bit_without_any_of_them(fit: Fit) -> None:
     often = [f"--{name}.every_n_epochs=1" for name in ("nearest_neighbours", "embedding_projector")]
     assert fit("--trainer.log_every_n_steps=1", *often) == 0
@@ -55,22 +55,3 @@ def test_losses_are_the_same_to_the_last_bit_without_any_of_them(fit: Fit) -> No
     assert len(logs[0].Scalars("train/loss_step")) == 8
     assert [len(list(RUN.with_name(f"version_{i}").glob("*/*.png"))) for i in (0, 1)] == [15, 0]
     assert not [tag for tag in logs[1].Tags()["scalars"] if tag.split("/")[0] not in ("train", "val", "test", "epoch")]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_two_processes_write_the_same_files_as_one(fit: Fit, request: pytest.FixtureRequest) -> None:
-    assert fit() == 0
-    script = request.config.rootpath / "scripts/fit.py"
-    words = ["test", "--ckpt_path", str(RUN / "checkpoints/best.ckpt"), "--trainer.precision=32-true"]
-    two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    written = []
-    for extra in ([], two):
-        done = subprocess.run([sys.executable, script, *words, *extra], capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, done.stderr[-2000:]
-        newest = max(RUN.parent.iterdir(), key=lambda p: int(p.name.split("_")[1]))
-        files = sorted([*newest.glob("*/*.png"), *newest.glob("*/*.md")])
-        written.append({str(path.relative_to(newest)): path.read_bytes() for path in files})
-    kinds = sorted(file.split("_epoch")[0] + Path(file).suffix for file in written[0])
-    assert kinds == ["confusion/test.md", "confusion/test.png", "predictions/test.png", "retrieval/test.png"]
-    assert written[0] == written[1]

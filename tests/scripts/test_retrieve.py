@@ -224,7 +224,8 @@ def test_folders_are_sorted_and_what_is_skipped_is_said() -> None:
 @pytest.fixture
 def trained(fit: Fit, small_net: None, capsys: pytest.CaptureFixture[str]) -> CIFAR10DataModule:
     """``CKPT``: the small network, trained on 100 images of shapes10; those."""
-    assert fit(*UNSEEN, "--data.crop_size=28", "--data.crop_padding=0", "--trainer.max_epochs=1") == 0
+    words = ["--data.crop_size=28", "--data.crop_padding=0", "--trainer.max_epochs=1"]
+    assert fit(*UNSEEN, *words, once="whole") == 0
     capsys.readouterr()
     return CIFAR10DataModule(
         source="shapes10", subset_size=100, val_size=40, batch_size=32, crop_size=28, image_size=24

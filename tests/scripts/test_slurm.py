@@ -59,7 +59,7 @@ def test_a_job_whose_time_is_up_goes_on(
 ) -> None:
     """To the end of the run that nothing happened to, in its folder, and past what another network left to requeue."""
     Path("hpc_ckpt_5.ckpt").write_bytes(b"another network's")
-    assert fit(*WORDS) == 0
+    assert fit(*WORDS, once="whole") == 0
     assert submit(77, *logger, until=until) == 128 + signal.SIGUSR1
     assert Path("scontrol.txt").read_text(encoding="utf-8") == "requeue 77\n"
     assert submit(77, *logger) == 0
