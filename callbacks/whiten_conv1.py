@@ -12,6 +12,8 @@ from callbacks.base import check_at_least, datamodule_of, fetch, looking, model_
 from callbacks.pure.choosing import evenly_spaced
 from callbacks.pure.whitening import whitening_filters
 
+BATCH = 100  # images at a time: 60 MB at 224 pixels
+
 
 class WhitenConv1(Callback):
     """Set conv1's weights to :func:`~callbacks.pure.whitening.whitening_filters` before a run's first step.
@@ -36,8 +38,10 @@ class WhitenConv1(Callback):
         conv1 = cast(nn.Conv2d, model_of(pl_module).net.conv1)
         with looking(pl_module):
             gallery = datamodule_of(trainer).gallery_dataloader()
-            images, _ = fetch(trainer, gallery, evenly_spaced(len(gallery.dataset), self.images))
-            filters = whitening_filters(images, conv1.out_channels, conv1.kernel_size[0], conv1.kernel_size[0] // 2)
+            places = evenly_spaced(len(gallery.dataset), self.images)
+            batches = (fetch(trainer, gallery, places[i : i + BATCH])[0] for i in range(0, len(places), BATCH))
+            size = conv1.kernel_size[0]
+            filters = whitening_filters(batches, conv1.out_channels, size, max(1, size // 2))
             conv1.weight.copy_(trainer.strategy.broadcast(filters))
             if conv1.bias is not None:
                 torch.nn.init.zeros_(conv1.bias)

@@ -56,11 +56,15 @@ class DurableCheckpointIO(CheckpointIO):
         """Read a checkpoint, or where it is damaged the one before it, without running any code of its own."""
         read, self._read = self._read, None
         if read is not None and read[0] == Path(path):
-            return read[1]
-        opened = open_intact(Path(path))
-        if opened.wrong is not None:
-            rank_zero_warn(f"{path}: {opened.wrong}. Took {opened.path} instead.")
-        contents: dict[str, Any] = load_plain(opened.contents, map_location)
+            contents = read[1]
+        else:
+            opened = open_intact(Path(path))
+            if opened.wrong is not None:
+                rank_zero_warn(f"{path}: {opened.wrong}. Took {opened.path} instead.")
+            contents = load_plain(opened.contents, map_location)
+        contents.setdefault(
+            "callbacks", {}
+        )  # of weights alone too Lightning tells the callbacks then, such as their epoch
         return contents
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:

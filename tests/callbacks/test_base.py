@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from helpers.small_net import SmallNet, events, run, scalars, trainer_for
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from callbacks.base import EveryNEpochs, Stage, model_of, write_scalars
+from callbacks.checkpoints.io import DurableCheckpointIO
 from datamodules import CIFAR10DataModule
 
 
@@ -83,3 +85,19 @@ def test_every_logger_gets_the_values(tmp_path: Path, datamodule: CIFAR10DataMod
         values = [row["val/largest_weight"] for row in csv.DictReader(file) if row["val/largest_weight"]]
     largest = max(float(weights.detach().abs().max()) for weights in model.net.parameters())
     assert [float(value) for value in values][1:] == [pytest.approx(largest)]
+
+
+@pytest.mark.parametrize("weights_only", [True, False])
+def test_a_checkpoint_s_own_epochs_are_named_at_the_test(
+    tmp_path: Path, datamodule: CIFAR10DataModule, weights_only: bool
+) -> None:
+    """As best.ckpt, of weights alone, is tested at the end of a run that went on after it."""
+
+    class AtTest(LargestWeight):
+        at_test = True
+
+    kept = ModelCheckpoint(tmp_path, save_weights_only=weights_only, save_top_k=-1, filename="{epoch}")
+    options = {"enable_checkpointing": True, "plugins": [DurableCheckpointIO()], "epochs": 3}
+    _, trainer = run(tmp_path, datamodule, AtTest(0), kept, **options)
+    trainer.test(ckpt_path=str(tmp_path / "epoch=0.ckpt"), datamodule=datamodule, verbose=False)
+    assert list(scalars(tmp_path, "test/epochs").values()) == [1]

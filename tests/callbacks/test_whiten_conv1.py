@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from helpers import ROOT
 from helpers.small_net import SmallNet, inputs_of, new_net, run
 from lightning import Callback, Trainer
 from torch import Tensor
@@ -28,7 +30,7 @@ def test_a_run_starts_from_filters_of_its_training_images_and_trains_on_them(
     model, _ = run(tmp_path, datamodule, WhitenConv1(), first)
     images, _ = inputs_of(datamodule, "train")
     size = model.net.conv1.kernel_size[0]
-    torch.testing.assert_close(first.weight, whitening_filters(images, len(first.weight), size, size // 2))
+    torch.testing.assert_close(first.weight, whitening_filters([images], len(first.weight), size, size // 2))
     assert not torch.equal(first.weight, model.net.conv1.weight)
 
 
@@ -60,3 +62,9 @@ def test_nothing_else_of_a_run_changes(tmp_path: Path, datamodule: CIFAR10DataMo
 def test_a_count_of_no_images_is_refused() -> None:
     with pytest.raises(ValueError, match="^images: 0 is below 1"):
         WhitenConv1(0)
+
+
+@pytest.mark.parametrize("recipe", ["best10", "best5000", "full"])
+def test_the_recipes_that_say_so_begin_with_it(recipe: str) -> None:
+    config = yaml.safe_load((ROOT / f"configs/{recipe}.yaml").read_text(encoding="utf-8"))
+    assert config["trainer"]["callbacks"] == [{"class_path": "callbacks.WhitenConv1"}]
