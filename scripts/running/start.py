@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 # OpenMP's threads wait for each other awake: beside other busy programs they take each other's time, and a step several
-# times as long. Asleep at once they make a step a quarter longer where nobody else is busy. GNU's, which torch has on Linux,
-# can look for 10,000 turns and sleep then; others sleep at once.
+# times as long. Asleep at once they make a step a quarter longer where nobody else is busy. GNU's, which torch has on
+# Linux, can look for 10,000 turns and sleep then; others sleep at once.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ.update(OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="10000")
 
