@@ -594,7 +594,7 @@ def time_to(target: float, validations: Validations) -> float:
 
 
 class AccuracyClock(Callback):
-    """Print when each validation ended and its top-1; ends the run at the first with ``target`` or more."""
+    """Print when each validation ended and its top-1; ends the run at the first with ``target`` or more, or before the test."""
 
     def __init__(self, target: float) -> None:
         self.target = target
@@ -604,7 +604,7 @@ class AccuracyClock(Callback):
             return
         top1 = round(float(trainer.callback_metrics["val/top1"]), 6)  # float32's 0.7 is less than 0.7
         print(f"{CLOCK}{time.time()} {top1}", flush=True)
-        if top1 >= self.target:
+        if top1 >= self.target or trainer.current_epoch + 1 == trainer.max_epochs:
             raise SystemExit(0)
 
 
