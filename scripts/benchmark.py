@@ -1,11 +1,15 @@
 """Measure this project against what people write instead, side by side, and against what the machine can do.
 
-python scripts/benchmark.py                                # all of it: three quarters of an hour on two cores
+python scripts/benchmark.py                                # all of it: an hour and a half on two cores
 python scripts/benchmark.py --only lrn step --json benchmark.json
 python scripts/benchmark.py --quick                        # toy sizes, to see that it works; no figures to quote
 
 Contenders take turns (A, B, A, B, ...) and the median of the rounds counts, so that a machine that is slow for a while
-is slow for all of them. Retrieval's peers need ``pip install -e '.[benchmark]'``; without them their rows are left out.
+is slow for all of them. Retrieval's peers need ``pip install -e '.[benchmark]'``, time to accuracy needs CIFAR-10 in
+``data``; without them their rows are left out.
+
+Sections: lrn, step (a training step), pipeline (the input's), loop (``fit.py``'s, end to end), retrieval, startup,
+shared (beside other programs), precision (and layout), accuracy (seconds to a validation top-1).
 """
 
 from __future__ import annotations
@@ -58,14 +62,18 @@ from torchvision.datasets import CIFAR10
 
 from callbacks.pure.knn import nearest_neighbours
 from datamodules import CIFAR10DataModule
+from datamodules.sources import find_cifar10
 from lightning_modules import AlexNet, AlexNetClassifier, LocalResponseNorm
 
 FIT = str(Path(__file__).resolve().with_name("fit.py"))
-DEFAULT = yaml.safe_load(Path(FIT).parents[1].joinpath("configs", "default.yaml").read_text())
+CONFIGS = Path(FIT).parents[1] / "configs"
+DEFAULT, BEST10 = (yaml.safe_load((CONFIGS / name).read_text()) for name in ("default.yaml", "best10.yaml"))
 PAPER = {"image_size": 224, "conv1_stride": 4}  # the network of 2012
 TINY = {"image_size": 24, "conv1_stride": 2}  # --quick's
+TOY_RUN = {"data.source": "shapes10", "data.subset_size": 100, "data.val_size": 50, "trainer.max_epochs": 2}
+TOY_RUN |= {f"model.{key}": value for key, value in TINY.items()}
 PLAIN_LRN = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)  # has no state; alpha is of the window's mean
-CLOCK = "StepClock: "
+CLOCK = "Clock: "
 DEFAULT_WAIT = {"GOMP_SPINCOUNT": "300000"}  # libgomp's own where nobody says how threads wait
 PRODUCT_SIZE = 2048  # a matrix product large enough to run at the cores' peak, or at what is left of it
 
@@ -365,24 +373,28 @@ class StepClock(Callback):
             raise SystemExit(0)
 
 
-def run_fit(steps: int, network: dict[str, Any], batch: int = 128) -> list[float]:
-    """Run ``fit.py`` on shapes10 for some steps, as a user would: the times of its start and of each step's end."""
+def run_fit(clock: type[Callback], arguments: dict[str, Any], *words: str, **flags: Any) -> list[list[float]]:
+    """Run ``fit.py`` as a user would: the time of its start, and the numbers in each line that ``clock`` printed."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = {f"model.{key}": value for key, value in network.items()} | {
-            "data.source": "shapes10",
-            "data.batch_size": batch,
-            "trainer.precision": "32-true",  # as the bare loop
+        flags |= {
             "trainer.logger.init_args.save_dir": folder,
-            "trainer.callbacks+": "benchmark.StepClock",
-            "trainer.callbacks.init_args.steps": steps,
+            "trainer.callbacks+": f"benchmark.{clock.__name__}",
+            **{f"trainer.callbacks.init_args.{key}": value for key, value in arguments.items()},
         }
-        command = [sys.executable, FIT, *(f"--{key}={value}" for key, value in flags.items())]
+        command = [sys.executable, FIT, *words, *(f"--{key}={value}" for key, value in flags.items())]
         start = time.time()
         done = subprocess.run(command, capture_output=True, text=True)
-    times = [float(found) for found in re.findall(rf"{CLOCK}([\d.]+)", done.stdout)]
-    if len(times) != steps:
+    lines = re.findall(rf"{CLOCK}([\d. ]+)", done.stdout)
+    if done.returncode or not lines:
         raise RuntimeError(f"fit.py ended with status {done.returncode}: {done.stderr.strip()[-300:]}")
-    return [start, *times]
+    return [[start], *([float(number) for number in line.split()] for line in lines)]
+
+
+def step_times(steps: int, network: dict[str, Any], batch: int = 128) -> list[float]:
+    """Run ``fit.py`` on shapes10 for some steps: the times of its start and of each step's end."""
+    flags = {"data.source": "shapes10", "data.batch_size": batch, "trainer.precision": "32-true"}  # as the bare loop
+    flags |= {f"model.{key}": value for key, value in network.items()}
+    return [when for (when,) in run_fit(StepClock, {"steps": steps}, **flags)]
 
 
 def loop_rows(rounds: int = 5, skip: int = 5, steps: int = 20, batch: int = 128, **network: Any) -> list[Row]:
@@ -390,7 +402,7 @@ def loop_rows(rounds: int = 5, skip: int = 5, steps: int = 20, batch: int = 128,
     settings = {**DEFAULT["model"], "schedule": "constant", **network}
 
     def whole() -> Lap:
-        times = run_fit(skip + steps, network, batch)
+        times = step_times(skip + steps, network, batch)
         return Lap(times[-1] - times[skip])
 
     bare = apart(make_step, plain=False, batch=batch, steps=steps, **settings)
@@ -471,7 +483,7 @@ def startup_rows(rounds: int = 3, **network: Any) -> list[Row]:
         return lambda: timed(lambda: subprocess.run([sys.executable, *command], check=True, capture_output=True))
 
     def first_step() -> Lap:
-        start, end = run_fit(1, network)
+        start, end = step_times(1, network)
         return Lap(end - start)
 
     jobs = {
@@ -571,6 +583,132 @@ def precision_rows(
     return rows
 
 
+# ---- 9. time to accuracy -----------------------------------------------------------------------------------
+
+Validations = list[tuple[float, float]]  # of a run: seconds since its process was started, and top-1
+
+
+def time_to(target: float, validations: Validations) -> float:
+    """Seconds to the end of the first validation whose top-1 is ``target`` or more; infinite if none is."""
+    return next((seconds for seconds, top1 in validations if top1 >= target), math.inf)
+
+
+class AccuracyClock(Callback):
+    """Print when each validation ended and its top-1; ends the run at the first with ``target`` or more, or before the test."""
+
+    def __init__(self, target: float) -> None:
+        self.target = target
+
+    def on_validation_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        top1 = round(float(trainer.callback_metrics["val/top1"]), 6)  # float32's 0.7 is less than 0.7
+        print(f"{CLOCK}{time.time()} {top1}", flush=True)
+        if top1 >= self.target or trainer.current_epoch + 1 == trainer.max_epochs:
+            raise SystemExit(0)
+
+
+def our_validations(target: float, bf16: bool, seed: int, changes: dict[str, Any]) -> Validations:
+    """``fit.py -c configs/best10.yaml``, with its pictures and checkpoints, until it has the accuracy or ends."""
+    flags = {
+        "seed_everything": seed,
+        "trainer.accelerator": "gpu" if torch.cuda.is_available() else "cpu",
+        "trainer.devices": 1,
+        "trainer.precision": "bf16-mixed" if bf16 else "32-true",
+        **changes,
+    }
+    config = str(CONFIGS / "best10.yaml")
+    (start,), *validations = run_fit(AccuracyClock, {"target": target}, "-c", config, **flags)
+    return [(when - start, top1) for when, top1 in validations]
+
+
+def plain_validations(target: float, bf16: bool, seed: int, changes: dict[str, Any], limit: float) -> Validations:
+    """The plain loop until it has the accuracy, or to the end of the epoch in which ``limit`` seconds are over."""
+    settings = {part: {**DEFAULT[part], **BEST10[part]} for part in ("trainer", "model", "data")}
+    for key, value in changes.items():
+        part, name = key.split(".")
+        settings[part][name] = value
+    network = {key: settings["model"][key] for key in ("image_size", "conv1_stride")}
+    data = {**settings["data"], "image_size": network["image_size"], "seed": seed}
+    start = time.time()
+    run = apart(make_plain_run, False, target=target, bf16=bf16, end=start + limit, network=network, data=data)
+    return [(when - start, top1) for when, top1 in run().value]
+
+
+def make_plain_run(target: float, bf16: bool, end: float, network: dict[str, Any], data: dict[str, Any]) -> Job:
+    """A loop as people write it, on our DataModule's batches: when each validation ended, and its top-1.
+
+    The images, their split and order, the crops and flips are ours, and as fast. The rest is torch's: the network with
+    its layers and initialisation, and SGD at a constant rate.
+    """
+
+    def run() -> Validations:
+        torch.manual_seed(data["seed"])
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        module, net = CIFAR10DataModule(**data), PlainAlexNet(**network).to(device)
+        train, val = module.train_dataloader(), module.val_dataloader()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+        autocast = torch.autocast(device, torch.bfloat16, enabled=bf16)
+        validations: Validations = []
+        for epoch in itertools.count():
+            train.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            net.train()
+            for images, targets in train:
+                optimizer.zero_grad()
+                with autocast:
+                    loss = F.cross_entropy(net(images.to(device)), targets.to(device))
+                loss.backward()
+                optimizer.step()
+            net.eval()
+            with torch.no_grad(), autocast:
+                hits = [net(images.to(device)).argmax(1).cpu() == targets for images, targets in val]
+            validations.append((time.time(), float(torch.cat(hits).double().mean())))
+            if validations[-1][1] >= target or time.time() >= end:
+                break
+        return validations
+
+    return lambda: timed(run)
+
+
+def accuracy_row(what: str, target: float, ours: list[Validations], peers: list[Validations]) -> Row:
+    """The medians of the runs' seconds to ``target``, which ours reach.
+
+    Where the plain runs don't, the peer's figure is the seconds after which they gave up, and there is no ratio.
+    """
+    mine, theirs = (statistics.median(time_to(target, run) for run in runs) for runs in (ours, peers))
+    if theirs < math.inf:
+        return row(what, mine, "s", theirs, "plain PyTorch")
+    spent = statistics.median(run[-1][0] for run in peers)
+    best = max(top1 for run in peers for _, top1 in run)
+    return {**row(what, mine, "s", spent, f"plain PyTorch, not within that: {100 * best:.1f} %"), "ratio": None}
+
+
+def accuracy_rows(target: float = 0.6, rounds: int = 1, patience: float = 5, **changes: Any) -> list[Row]:
+    """Seconds from a process's start until validation top-1 is ``target``: best10.yaml against the plain loop.
+
+    Each round has a seed of its own. The plain loop gives up after ``patience`` times our seconds. ``changes`` are
+    flags of ``fit.py``.
+    """
+    if changes.get("data.source", "cifar10") == "cifar10" and not find_cifar10(Path("data")):
+        print("accuracy: CIFAR-10 is not in data; its rows are left out", file=sys.stderr)
+        return []
+    best = best_precision("gpu" if torch.cuda.is_available() else "cpu")
+    rows = []
+    for name, bf16 in [("fp32", False), ("bf16", True)][: 2 if best == "bf16-mixed" else 1]:
+        ours, peers = list[Validations](), list[Validations]()
+        for seed in range(rounds):
+            ours.append(our_validations(target, bf16, seed, changes))
+            seconds = time_to(target, ours[-1])
+            if seconds == math.inf:
+                missed = f"{100 * max(top1 for _, top1 in ours[-1]):.1f} % at best"
+                print(f"accuracy: best10.yaml, {name}, seed {seed}: {missed}; its row is left out", file=sys.stderr)
+                break
+            peers.append(plain_validations(target, bf16, seed, changes, patience * seconds))
+        else:
+            rows.append(accuracy_row(f"best10.yaml to {100 * target:g} % of validation, {name}", target, ours, peers))
+    return rows
+
+
 # ---- the command line --------------------------------------------------------------------------------------
 
 SECTIONS: dict[str, tuple[Callable[..., list[Row]], dict[str, Any]]] = {  # what measures them, and --quick's settings
@@ -582,6 +720,7 @@ SECTIONS: dict[str, tuple[Callable[..., list[Row]], dict[str, Any]]] = {  # what
     "startup": (startup_rows, {"rounds": 1, **TINY}),
     "shared": (shared_rows, {"conv1": (2, 8, 5), "batch": 4, "rounds": 1, "most": 1, **TINY}),
     "precision": (precision_rows, {"sizes": ((24, 4),), "rounds": 1}),
+    "accuracy": (accuracy_rows, {"target": 0.1, **TOY_RUN}),
 }
 
 

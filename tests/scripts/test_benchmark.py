@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import benchmark
@@ -252,3 +253,77 @@ def test_precision_has_rows_of_both_where_the_processor_has_both(monkeypatch: py
         "bf16, plain PyTorch",
     ]
     assert [row["ratio"] for row in rows] == [0.5, 0.5, 1, 1]
+
+
+@pytest.mark.parametrize(("target", "seconds"), [(0.3, 10), (0.5, 20), (0.6, 40), (0.61, math.inf)])
+def test_time_to_accuracy_is_that_of_the_first_validation_that_has_it(target: float, seconds: float) -> None:
+    assert benchmark.time_to(target, [(10, 0.3), (20, 0.55), (30, 0.2), (40, 0.6), (50, 0.6)]) == seconds
+
+
+def test_a_peer_that_gave_up_has_no_ratio() -> None:
+    ours, slow, never = [(10.0, 0.2), (20.0, 0.6)], [(30.0, 0.5), (60.0, 0.7)], [(50.0, 0.542), (110.0, 0.5)]
+    found = benchmark.accuracy_row("", 0.6, [ours], [slow])
+    assert (found["ours"], found["peer"], found["ratio"]) == (20, 60, 3)
+    found = benchmark.accuracy_row("", 0.6, [ours], [never])
+    assert (found["ours"], found["peer"], found["ratio"]) == (20, 110, None)
+    assert found["against"] == "plain PyTorch, not within that: 54.2 %"
+
+
+def test_the_peer_has_five_times_our_time_and_both_precisions(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = []
+
+    def plain(target: float, bf16: bool, seed: int, changes: dict[str, Any], limit: float) -> benchmark.Validations:
+        limits.append((bf16, seed, limit))
+        return [(90, 0.6)]
+
+    ours = {False: [(10, 0.3), (20, 0.6), (30, 0.7)], True: [(5, 0.3), (8, 0.59)]}
+    monkeypatch.setattr(benchmark, "best_precision", lambda accelerator: "bf16-mixed")
+    monkeypatch.setattr(benchmark, "our_validations", lambda target, bf16, seed, changes: ours[bf16])
+    monkeypatch.setattr(benchmark, "plain_validations", plain)
+    toy = {"data.source": "shapes10"}
+    assert [row["ratio"] for row in benchmark.accuracy_rows(rounds=2, **toy)] == [4.5]
+    assert limits == [(False, 0, 100), (False, 1, 100)]
+    assert "bf16, seed 0: 59.0 % at best; its row is left out" in capsys.readouterr().err
+
+
+def test_without_cifar10_time_to_accuracy_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.accuracy_rows() == []
+    assert "CIFAR-10 is not in data" in capsys.readouterr().err
+
+
+def test_our_run_ends_at_the_accuracy_or_before_the_test(capsys: pytest.CaptureFixture[str]) -> None:
+    def validate(top1: float, epoch: int = 0, sanity_checking: bool = False) -> str:
+        metrics = {"val/top1": torch.tensor(top1)}
+        trainer: Any = SimpleNamespace(
+            sanity_checking=sanity_checking, callback_metrics=metrics, current_epoch=epoch, max_epochs=10
+        )
+        benchmark.AccuracyClock(0.7).on_validation_end(trainer)
+        return capsys.readouterr().out
+
+    assert validate(0.9, sanity_checking=True) == ""
+    assert validate(0.69).endswith(" 0.69\n")
+    with pytest.raises(SystemExit):
+        validate(0.7)  # less than that in float32
+    with pytest.raises(SystemExit):
+        validate(0.69, epoch=9)  # what follows is the test
+
+
+def test_the_plain_run_has_the_recipe_s_images_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the accuracy, or after the epoch in which its time is over."""
+    settings: list[dict[str, Any]] = []
+
+    def recorded(make: Callable[..., benchmark.Job], keep: bool, **given: Any) -> benchmark.Job:
+        settings.append(given)
+        return make(**given)
+
+    monkeypatch.setattr(benchmark, "apart", recorded)
+    toy = {**benchmark.TOY_RUN, "data.subset_size": 20, "data.val_size": 20}
+    for target, limit in ((0.0, 1e9), (2.0, 0.0)):  # either would go on for ever
+        ((seconds, top1),) = benchmark.plain_validations(target, False, 3, toy, limit)
+        assert 0 < seconds < 600  # since its start, not the clock's time
+        assert top1 * 20 == pytest.approx(round(top1 * 20))
+    data = settings[0]["data"]
+    of_the_recipe = {"batch_size": 32, "crop_size": 32, "crop_padding": 2, "lighting_std": 0}  # best10.yaml's
+    assert data.items() >= {**of_the_recipe, "image_size": 24, "seed": 3, "subset_size": 20}.items()
