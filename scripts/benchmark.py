@@ -594,7 +594,7 @@ def time_to(target: float, validations: Validations) -> float:
 
 
 class AccuracyClock(Callback):
-    """Print when each validation ended and its top-1; ends the run at the first with ``target`` or more, or before the test."""
+    """Print when each validation ended and its top-1; end the run at the first with ``target``, or before its test."""
 
     def __init__(self, target: float) -> None:
         self.target = target
