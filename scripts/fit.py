@@ -11,6 +11,13 @@ from __future__ import annotations
 from running.start import script
 
 # isort: split
+from running.flags import help_alone
+
+if __name__ == "__main__":
+    with script():
+        help_alone()  # before imports that take seconds
+
+# isort: split
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -124,6 +131,7 @@ class FitCLI(ExperimentCLI):
 def main() -> None:
     """Run the command line; exit status 143, 130 or 129 where SIGTERM, Ctrl-C or SIGHUP ended it."""
     with script(), queued_again():
+        help_alone()
         FitCLI(AlexNetClassifier, CIFAR10DataModule)
 
 

@@ -34,7 +34,7 @@ from lightning_modules import AlexNetClassifier
 from running.checkpoint import Checkpoint
 from running.checks import check_nothing_in_the_way, check_processes
 from running.errors import argument_errors, flagged, printable, refuse
-from running.flags import HELP, nearest
+from running.flags import nearest
 from running.loggers import go_on_without
 from running.memory import is_out_of_memory, keep_memory
 from running.settings import (
@@ -161,9 +161,6 @@ class ExperimentCLI(LightningCLI):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # DDP starts its other processes from sys.argv, so what is meant has to be written there.
-        if sys.argv[1:] in (["-h"], ["--help"]):
-            print(HELP, end="")
-            raise SystemExit(0)
         if len(sys.argv) == 1 or sys.argv[1].startswith("-"):
             sys.argv.insert(1, "fit")
         quieten()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 HELP = """\
@@ -40,6 +41,13 @@ ALIASES = {
     "wd": "--model.weight_decay",
     "learning_rate": "--model.lr",
 }
+
+
+def help_alone() -> None:
+    """Print ``HELP`` and exit, where the command line asks for nothing else."""
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(HELP, end="")
+        raise SystemExit(0)
 
 
 def nearest(word: str, flags: Iterable[str]) -> str | None:

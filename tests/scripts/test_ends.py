@@ -48,7 +48,7 @@ def start(name: str, torch_does: str, **environment: str) -> subprocess.Popen[st
     Path("path").mkdir(exist_ok=True)
     Path("path/torch.py").write_text(f"import os, time\n{torch_does}\n", encoding="utf-8")
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / name), "--help"],
+        [sys.executable, str(ROOT / "scripts" / name), "all", "--help"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(["path", str(ROOT)]), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from helpers import ROOT, load
 from helpers.small import UNSEEN
 from helpers.small import small_net as small_net
 from PIL import Image
-from running.flags import ALIASES
+from running.flags import ALIASES, HELP
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import LOOKS
@@ -426,6 +429,13 @@ def test_help_starts_with_what_people_need(fit: Fit, capsys: pytest.CaptureFixtu
     assert {"--model.lr", "--trainer.max_epochs", "--ckpt_path"} <= flags
     assert all(flag in every for flag in flags)
     assert len(short.splitlines()) < 25 < len(every.splitlines())
+
+
+def test_help_waits_for_no_import(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit(9)\n", encoding="utf-8")
+    command = [sys.executable, str(ROOT / "scripts/fit.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stdout, done.stderr) == (0, HELP, "")
 
 
 def test_words_that_people_use_are_flags(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
