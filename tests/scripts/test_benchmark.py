@@ -194,22 +194,25 @@ def check(rows: list[dict[str, Any]]) -> None:
 @pytest.mark.usefixtures("at_home")
 @pytest.mark.parametrize("section", sorted({*benchmark.SECTIONS} - {"startup"}))
 def test_a_section_at_toy_size(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "run_fit", lambda steps, network, batch: [float(step) for step in range(steps + 1)])
+    monkeypatch.setattr(benchmark, "step_times", lambda steps, network, batch: [float(n) for n in range(steps + 1)])
+    monkeypatch.setattr(benchmark, "our_validations", lambda *settings: [(0.01, 0.0), (0.02, 1.0)])
     measure, quick = benchmark.SECTIONS[section]
     check(measure(**quick))
 
 
 @pytest.mark.slow
 def test_as_a_script() -> None:
-    """With the section that starts ``fit.py`` itself."""
-    words = ["--quick", "--only", "lrn", "startup", "--json", "out.json"]
+    """With the sections that start ``fit.py`` itself."""
+    words = ["--quick", "--only", "lrn", "startup", "accuracy", "--json", "out.json"]
     done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "nn.LocalResponseNorm" in done.stdout
     contents = json.loads(Path("out.json").read_text(encoding="utf-8"))
     assert contents["quick"] is True
     assert {"date", "processor", "cores", "threads", "load", "system", "versions"} <= set(contents["machine"])
-    assert [row["section"] for row in contents["rows"]] == ["lrn"] * 4 + ["startup"] * 10
+    sections = [row["section"] for row in contents["rows"]]
+    assert sections[:14] == ["lrn"] * 4 + ["startup"] * 10
+    assert {*sections[14:]} == {"accuracy"}  # one row, or one of each precision
     assert set(contents["rows"][0]) == {"section", "what", "ours", "peer", "unit", "ratio", "against"}
     check(contents["rows"])
 
