@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -280,7 +281,7 @@ def test_real_runs_stopped_and_gone_on_with(monkeypatch: pytest.MonkeyPatch, fit
     Path("base.yaml").write_text((ABLATIONS / "baseline.yaml").read_text().split("\nmodel:")[0], encoding="utf-8")
     words = ["--seeds", "1", "--only", "ten_crops", "--baseline", "base.yaml", "--", *TINY]
     last = Path("logs/ablations/baseline/seed0-shapes10/version_0/checkpoints/last.ckpt")
-    when(last.exists, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    when(last.exists, lambda: (time.sleep(0.5), os.kill(os.getpid(), signal.SIGTERM)))  # within the second epoch
     assert status(ablate.main, *words) == 143
     assert status(ablate.main, *words) == 0
     assert not list(Path("logs").rglob("*.ckpt"))

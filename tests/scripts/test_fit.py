@@ -17,9 +17,9 @@ import yaml
 from helpers import ROOT, load
 from helpers.small import UNSEEN
 from helpers.small import small_net as small_net
+from helpers.small_net import events
 from PIL import Image
 from running.flags import ALIASES, HELP
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import LOOKS
 from lightning_modules import AlexNetClassifier
@@ -27,12 +27,6 @@ from lightning_modules import AlexNetClassifier
 Fit = Callable[..., int]
 RUN = Path("logs/alexnet-shapes10/version_0")
 SAVE_DIR = "--trainer.logger.init_args.save_dir"
-
-
-def events(folder: Path) -> EventAccumulator:
-    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
-    accumulator.Reload()
-    return accumulator
 
 
 def test_a_run_from_start_to_summary(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
