@@ -198,6 +198,16 @@ def check_at_least(least: int, **arguments: int) -> None:
             raise ValueError(f"{name}: {value} is below {least}, expected a count. Choose {least} or more.")
 
 
+def check_contracts(callback: Any, trainer: Trainer, pl_module: LightningModule) -> None:
+    """Raise a ``TypeError`` if the run's model or DataModule lack what ``of_model`` and ``of_datamodule`` name."""
+    datamodule = getattr(trainer, "datamodule", None)
+    asked = (("datamodule", datamodule, callback.of_datamodule), ("model", pl_module, callback.of_model))
+    for what, owner, parts in asked:
+        if any(getattr(owner, part, None) is None for part in parts):
+            needs = f"{type(callback).__name__} needs a {what} with {', '.join(parts)}"
+            raise TypeError(f"{needs}, got {type(owner).__name__}")
+
+
 class Looking(Callback):
     """A callback that looks at a run and changes nothing of it. Subclasses do nothing while ``disabled``."""
 
@@ -217,13 +227,8 @@ class Looking(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raise a ``TypeError`` at once, not after hours of training, if model or DataModule lack what is asked for."""
-        if self.disabled(trainer):
-            return
-        datamodule = getattr(trainer, "datamodule", None)
-        for what, owner, parts in (("datamodule", datamodule, self.of_datamodule), ("model", pl_module, self.of_model)):
-            if any(getattr(owner, part, None) is None for part in parts):
-                needs = f"{type(self).__name__} needs a {what} with {', '.join(parts)}"
-                raise TypeError(f"{needs}, got {type(owner).__name__}")
+        if not self.disabled(trainer):
+            check_contracts(self, trainer, pl_module)
 
 
 class EveryNEpochs(Looking):

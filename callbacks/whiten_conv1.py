@@ -8,7 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
-from callbacks.base import check_at_least, datamodule_of, fetch, looking, model_of
+from callbacks.base import check_at_least, check_contracts, datamodule_of, fetch, looking, model_of
 from callbacks.pure.choosing import evenly_spaced
 from callbacks.pure.whitening import whitening_filters
 
@@ -26,11 +26,19 @@ class WhitenConv1(Callback):
 
     Raises:
         ValueError: If ``images`` is below 1.
+        TypeError: If the run has no DataModule with a gallery, or the model no ``net``.
     """
+
+    of_datamodule = ("gallery_dataloader",)
+    of_model = ("net",)
 
     def __init__(self, images: int = 2000) -> None:
         check_at_least(1, images=images)
         self.images = images
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            check_contracts(self, trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path:

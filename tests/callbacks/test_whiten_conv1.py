@@ -8,7 +8,7 @@ import torch
 import yaml
 from helpers import ROOT
 from helpers.small_net import SmallNet, inputs_of, new_net, run
-from lightning import Callback, Trainer
+from lightning import Callback, LightningDataModule, Trainer
 from torch import Tensor
 
 from callbacks import WhitenConv1
@@ -68,3 +68,11 @@ def test_a_count_of_no_images_is_refused() -> None:
 def test_the_recipes_that_say_so_begin_with_it(recipe: str) -> None:
     config = yaml.safe_load((ROOT / f"configs/{recipe}.yaml").read_text(encoding="utf-8"))
     assert config["trainer"]["callbacks"] == [{"class_path": "callbacks.WhitenConv1"}]
+
+
+def test_what_it_needs_is_asked_for_before_anything_else(tmp_path: Path) -> None:
+    class Bare(LightningDataModule):
+        pass
+
+    with pytest.raises(TypeError, match="WhitenConv1 needs a datamodule with gallery_dataloader, got Bare"):
+        run(tmp_path, Bare(), WhitenConv1())
