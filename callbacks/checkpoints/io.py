@@ -62,9 +62,8 @@ class DurableCheckpointIO(CheckpointIO):
             if opened.wrong is not None:
                 rank_zero_warn(f"{path}: {opened.wrong}. Took {opened.path} instead.")
             contents = load_plain(opened.contents, map_location)
-        contents.setdefault(
-            "callbacks", {}
-        )  # of weights alone too Lightning tells the callbacks then, such as their epoch
+        # Without it, as in a file of weights alone, Lightning tells callbacks nothing of what is loaded, nor its epoch.
+        contents.setdefault("callbacks", {})
         return contents
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
