@@ -59,6 +59,8 @@ class AlexNet(nn.Module):
         conv1_stride: 4 in the paper. With 2, images of 64 pixels keep enough positions for a run on a laptop.
         groups: 2 is the paper's pair of GPUs: conv2, conv4 and conv5 see the half of the channels on their own
             GPU (section 3.2). 1 connects everything.
+        half_kernels: Half as many kernels in conv1 to conv4, on one GPU: what section 3.2 compares its pair with. conv5
+            keeps its 256, and fc6 and fc7 theirs (its footnote), so that the two have about as many parameters.
         lrn: Local response normalization after conv1's and conv2's ReLU (section 3.3).
         lrn_constants: ``text`` has alpha = 1e-4 on the sum of squares, ``code`` divides it by the window's 5 channels.
         overlap_pooling: Max pooling 3x3 with stride 2 (section 3.4); otherwise 2x2, to the same sizes.
@@ -88,6 +90,7 @@ class AlexNet(nn.Module):
         image_size: int = 224,
         conv1_stride: int = 4,
         groups: int = 2,
+        half_kernels: bool = False,
         lrn: bool = True,
         lrn_constants: LRNConstants = "text",
         overlap_pooling: bool = True,
@@ -100,6 +103,8 @@ class AlexNet(nn.Module):
         check_choice("activation", activation, get_args(Activation))
         check_choice("init", init, get_args(Init))
         check_choice("groups", groups, (1, 2))
+        alone = groups == 1 or not half_kernels
+        check(alone, "half_kernels", half_kernels, f"false with groups {groups}", "Set groups to 1, which has one GPU")
         check(num_classes >= 1, "num_classes", num_classes, "1 or more", "Choose 10 for CIFAR-10")
         check(conv1_stride >= 1, "conv1_stride", conv1_stride, "1 or more", "Choose 4, the paper's, or 2")
         check(0 <= dropout < 1, "dropout", dropout, "a probability in [0, 1)", "Choose one, such as 0.5")
@@ -122,15 +127,16 @@ class AlexNet(nn.Module):
             # "the non-overlapping scheme s = 2, z = 2, which produces output of equivalent dimensions" (section 3.4).
             return nn.MaxPool2d(3, 2, ceil_mode=True) if overlap_pooling else nn.MaxPool2d(2, 2)
 
-        self.conv1 = nn.Conv2d(3, 96, KERNEL, stride=conv1_stride)
+        n1, n2, n3, n4 = (n // (2 if half_kernels else 1) for n in (96, 256, 384, 384))
+        self.conv1 = nn.Conv2d(3, n1, KERNEL, stride=conv1_stride)
         self.relu1, self.norm1, self.pool1 = act(), norm(), pool()
-        self.conv2 = nn.Conv2d(96, 256, 5, padding=2, groups=groups)
+        self.conv2 = nn.Conv2d(n1, n2, 5, padding=2, groups=groups)
         self.relu2, self.norm2, self.pool2 = act(), norm(), pool()
-        self.conv3 = nn.Conv2d(256, 384, 3, padding=1)  # the one layer in which the two GPUs talk
+        self.conv3 = nn.Conv2d(n2, n3, 3, padding=1)  # the one layer in which the two GPUs talk
         self.relu3 = act()
-        self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=groups)
+        self.conv4 = nn.Conv2d(n3, n4, 3, padding=1, groups=groups)
         self.relu4 = act()
-        self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=groups)
+        self.conv5 = nn.Conv2d(n4, 256, 3, padding=1, groups=groups)
         self.relu5, self.pool5 = act(), pool()
         self.fc6 = nn.Linear(256 * (size // 2 // 2 // 2) ** 2, 4096)
         self.relu6, self.drop6 = act(), nn.Dropout(dropout)

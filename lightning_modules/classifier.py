@@ -18,8 +18,10 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules.alexnet import AlexNet
 from lightning_modules.arguments import check, check_choice
+from lightning_modules.cuda_convnet import CudaConvnet
 
 Schedule = Literal["plateau", "milestones", "one_cycle", "constant"]
+Network = Literal["alexnet", "19pct", "conv-local-13pct", "conv-local-11pct"]
 Stage = Literal["train", "val", "test"]
 
 
@@ -40,7 +42,10 @@ class AlexNetClassifier(LightningModule):
             step on a CPU; on a GPU with half precision the layout of its matrix units. The weights stay contiguous.
         compile: Run the network through ``torch.compile``. Checkpoints are the same with and without.
         seed: Of dropout's masks, which are functions of (seed, epoch, batch, process).
-        network: :class:`~lightning_modules.alexnet.AlexNet`'s arguments, with its defaults.
+        network: ``alexnet``, or one of the paper's small networks for CIFAR-10, by its layer file's name: see
+            :class:`~lightning_modules.cuda_convnet.CudaConvnet`.
+        arguments: :class:`~lightning_modules.alexnet.AlexNet`'s, with its defaults. A small network has some of them,
+            and refuses what its layer file has otherwise.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -62,7 +67,8 @@ class AlexNetClassifier(LightningModule):
         channels_last: bool = True,
         compile: bool = False,
         seed: int = 0,
-        **network: Any,
+        network: Network = "alexnet",
+        **arguments: Any,
     ) -> None:
         super().__init__()
         check(0 < lr < math.inf, "lr", lr, "a finite number above 0", "Choose one, such as 0.01")
@@ -77,16 +83,20 @@ class AlexNetClassifier(LightningModule):
         self.save_hyperparameters()
         self.lr, self.momentum, self.weight_decay, self.seed = lr, momentum, weight_decay, seed
         self.schedule, self.patience, self.milestones, self.warmup = schedule, patience, milestones or [30, 60], warmup
-        self.net = AlexNet(**network)
+        self.num_classes = arguments.get("num_classes", 10)
+        self.net: AlexNet | CudaConvnet
+        if network == "alexnet":
+            self.net = AlexNet(**arguments)
+        else:
+            self.net = CudaConvnet(network, **dict(arguments))  # as **arguments the command line would offer its too
         # The images' layout goes through all convolutions; as the weights' it would keep them from being flattened.
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         if compile:
             self.net.compile()  # in place: torch.compile(self.net) would change the checkpoint's keys
         else:  # for the summary, which runs it in evaluation mode; one image would be compiled for by itself
             self.example_input_array = torch.zeros(1, 3, self.net.image_size, self.net.image_size)
-        classes = self.net.fc8.out_features
         self.train_accuracies, self.val_accuracies, self.test_accuracies = (
-            _accuracies(classes, stage) for stage in get_args(Stage)
+            _accuracies(self.num_classes, stage) for stage in get_args(Stage)
         )
         # Lightning's own mean over processes rounds half an image away where their shares differ.
         self.train_loss, self.val_loss, self.test_loss = (MeanMetric() for _ in get_args(Stage))
@@ -101,7 +111,7 @@ class AlexNetClassifier(LightningModule):
         return self.net(self._input(images))
 
     def embed(self, images: Tensor) -> Tensor:
-        """fc7 activations ``(B, 4096)`` of ``(B, 3, H, W)`` float images (section 6.1)."""
+        """The last hidden layer's activations ``(B, D)`` of ``(B, 3, H, W)`` float images: fc7's 4096 (section 6.1)."""
         return self.net.embed(self._input(images))
 
     def _input(self, images: Tensor) -> Tensor:
@@ -164,16 +174,24 @@ class AlexNetClassifier(LightningModule):
         """Probabilities ``(B, C)`` of a batch's images."""
         return self.log_probabilities(batch[0]).exp()
 
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """All alike (section 5), but for the small networks, whose layer files have rates and decays of their own."""
+        if isinstance(self.net, CudaConvnet):
+            return self.net.parameter_groups(self.lr, self.weight_decay)
+        return [{"params": list(self.parameters()), "lr": self.lr, "weight_decay": self.weight_decay}]
+
     def configure_optimizers(self) -> Any:
         fused = True
         with suppress(RuntimeError):  # there may be no trainer
             # Lightning does not clip for fused optimisers then, which undo the loss's scale after clipping.
             mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
             fused = not (mixed and self.trainer.gradient_clip_val)
-        sgd = torch.optim.SGD(self.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=fused)
+        groups = self._parameter_groups()
+        sgd = torch.optim.SGD(groups, self.lr, self.momentum, fused=fused)
+        rates = [group["lr"] for group in groups]
         if self.schedule == "plateau":
             # min_lr: three cuts. threshold 0: any better validation top-1 counts as an improvement.
-            plateau = ReduceLROnPlateau(sgd, "max", 0.1, self.patience, threshold=0.0, min_lr=self.lr * 1e-3)
+            plateau = ReduceLROnPlateau(sgd, "max", 0.1, self.patience, threshold=0.0, min_lr=[r * 1e-3 for r in rates])
             # strict: without validation Lightning would end the run, although on_train_epoch_end looks.
             return [sgd], [{"scheduler": plateau, "monitor": "val/top1", "strict": False}]
         if self.schedule == "milestones":
@@ -181,7 +199,7 @@ class AlexNetClassifier(LightningModule):
         if self.schedule == "one_cycle":
             # torch divides by zero where the rise is less than two steps: a run that short does not see the end.
             steps = max(int(self.trainer.estimated_stepping_batches), math.ceil(2 / self.warmup))
-            cycle = OneCycleLR(sgd, self.lr, total_steps=steps, pct_start=self.warmup, cycle_momentum=False)
+            cycle = OneCycleLR(sgd, rates, total_steps=steps, pct_start=self.warmup, cycle_momentum=False)
             return [sgd], [{"scheduler": cycle, "interval": "step"}]
         return sgd
 
@@ -192,16 +210,17 @@ class AlexNetClassifier(LightningModule):
         and earlier runs' momentum is channels_last.
         """
         before = checkpoint.get("hyper_parameters", {})
-        ours = {"momentum": self.momentum, "weight_decay": self.weight_decay}
-        if any(before.get(name, now) != now for name, now in (("lr", self.lr), ("schedule", self.schedule))):
-            ours |= {"lr": self.lr, "initial_lr": self.lr}
+        anew = any(before.get(name, now) != now for name, now in (("lr", self.lr), ("schedule", self.schedule)))
+        if anew:
             checkpoint["lr_schedulers"] = []
         for schedule in checkpoint.get("lr_schedulers", []):
             if "patience" in schedule:
                 schedule["patience"] = self.patience
         for optimizer in checkpoint.get("optimizer_states", []):
-            for group in optimizer["param_groups"]:
-                group.update(ours)
+            groups = self._parameter_groups()
+            for group, ours in zip(optimizer["param_groups"], groups, strict=False):  # a callback may add some
+                group |= {"momentum": self.momentum, "weight_decay": ours["weight_decay"]}
+                group |= {"lr": ours["lr"], "initial_lr": ours["lr"]} if anew else {}
             for state in optimizer["state"].values():
                 state.update({key: value.contiguous() for key, value in state.items() if isinstance(value, Tensor)})
 

@@ -141,7 +141,7 @@ def _misfits(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifi
     kinds = (LearningRateMonitor, DeviceStatsMonitor)
     loggers = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, kinds)]
     finder, sizes = bool(callbacks_of(trainer, LearningRateFinder)), bool(callbacks_of(trainer, BatchSizeFinder))
-    classes, names = model.net.fc8.out_features, len(datamodule.class_names)
+    classes, names = model.num_classes, len(datamodule.class_names)
     return {
         "--trainer.callbacks: LearningRateFinder sets a rate that one_cycle does not heed. Choose another "
         "--model.schedule, or leave it out.": finder and model.schedule == "one_cycle",

@@ -25,6 +25,16 @@ def test_parameter_counts(groups: int, num_classes: int, count: int) -> None:
     assert sum(p.numel() for p in net.parameters()) == count
 
 
+def test_half_the_kernels_of_section_3_2() -> None:
+    """On one GPU, with conv5 and the fully connected layers whole, so that the two have about as many parameters."""
+    with torch.device("meta"):
+        net = AlexNet(groups=1, half_kernels=True)
+    convolutions = ((48, 3 * 11**2), (128, 48 * 5**2), (192, 128 * 3**2), (192, 192 * 3**2), (256, 192 * 3**2))
+    connected = ((4096, 256 * 6 * 6), (4096, 4096), (10, 4096))
+    assert sum(p.numel() for p in net.parameters()) == sum(n * (fan_in + 1) for n, fan_in in convolutions + connected)
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(56_909_194, rel=0.03)
+
+
 def shapes(net: AlexNet, images: Tensor) -> dict[str, tuple[int, ...]]:
     seen: dict[str, tuple[int, ...]] = {}
     for name in LAYERS:
@@ -225,6 +235,7 @@ def test_dropout_is_on_fc6_and_fc7_in_training_only() -> None:
     [
         ({"image_size": 16}, "image_size: 16, expected 36 pixels or more"),
         ({"groups": 3}, "groups: 3, expected 1 or 2"),
+        ({"half_kernels": True}, "half_kernels: True, expected false with groups 2"),
         ({"init": "xavier"}, "init: 'xavier', expected paper or"),
         ({"activation": "gelu"}, "activation: 'gelu', expected relu or tanh"),
         ({"dropout": 1.0}, "dropout: 1.0, expected a probability"),
