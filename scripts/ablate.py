@@ -26,7 +26,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablation.plan import CONFIGS, Job, choose, plan, state_of
+from ablation.plan import CONFIGS, Job, choose, cost, plan, seconds_of, state_of
 from ablation.plots import curves_figure, figure1
 from ablation.sweep import Sweep, dask_engine, delete_logs, local_engine, local_gpus, lock
 from ablation.table import RULE, comparable, compare, markdown, read_runs
@@ -89,6 +89,8 @@ def main(words: Sequence[str] | None = None) -> None:
         if other and not options.redo:
             raise ValueError(states[str(other[0])])
         print(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them done before, {len(todo)} to do", flush=True)
+        if said := cost(todo, seconds_of(everything), options.jobs or 1):
+            print(said, flush=True)
         if options.dry_run:
             for job in todo:
                 print(printable(job.shown_command))

@@ -1,11 +1,12 @@
 """Write the README's tables from the figures under ``results/``, so that no number in them is typed.
 
-python scripts/tables.py            # between <!-- results --> and <!-- /results -->; likewise ablations, benchmark
+python scripts/tables.py            # between <!-- results --> and <!-- /results -->; likewise the others
 python scripts/tables.py --check    # change nothing; exit status 1 if the README says otherwise
 
 A run's figures are ``results/<name>/summary.json``, as ``fit.py`` writes them; runs that differ in their seed alone
-make one row. The ablations' are ``results/ablations/<variant>-seed<n>/summary.json``, as ``ablate.py`` writes
-them, the speed's ``results/benchmark.json``, as ``benchmark.py`` does; their tables go where there are markers.
+make one row. A sweep's are ``results/<sweep>/<variant>-seed<n>/summary.json``, as ``ablate.py`` writes them (ablations,
+figure1, lrn_13_to_11; power: ``results/power/<size>/baseline-seed<n>/``), the speed's ``results/benchmark.json``, as
+``benchmark.py`` does; their tables go where there are markers, in the README or in the ``docs`` beside it.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from running.start import script
 import argparse
 import re
 import shlex
+import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ablation.table import comparable, markdown, read_runs
+from ablation.table import comparable, critical, markdown, pair_error, read_runs, seeds_for
 from running.errors import ScriptParser, refuse
 from running.figures import (
     ANY_NUMBER,
@@ -29,6 +32,7 @@ from running.figures import (
     TEXT,
     check_figures,
     duration,
+    mean_and_std,
     percent,
     read_figures,
     read_summary,
@@ -43,6 +47,8 @@ NEEDED = ("data", "images", "epochs", "seed", "command", "machine", "seconds", "
 ORIGIN = ("the experiment this project started from", "CIFAR-10", "5,000", "10", "", "26.70 %", "81.30 %", "", "", "")
 ROW = {**dict.fromkeys(("what", "unit", "against"), TEXT), **dict.fromkeys(("ours", "peer", "ratio"), ANY_NUMBER)}
 BENCHMARK = {"machine": {"processor": TEXT, "cores": COUNT, "versions": {"torch": TEXT}}, "rows": [ROW]}
+SIZES = ("size", "seeds", "train top-1", "test top-1", "a run", "seeds needed", "shows", "hours")
+VARIANTS = 11  # of a sweep, that have to be trained
 HEADINGS = ("recipe", "data", "images", "epochs", "seeds", "test top-1", "test top-5", "time", "on", "command")
 
 
@@ -125,9 +131,9 @@ def results_table(results: Path) -> str:
     return table(HEADINGS, [ORIGIN, *rows])
 
 
-def ablations_table(results: Path) -> str:
-    """``ablate.py``'s table of the runs under ``ablations``, with its notes."""
-    folder = results / "ablations"
+def sweep_table(results: Path, name: str) -> str:
+    """``ablate.py``'s table of the runs under ``name``, with its notes."""
+    folder = results / name
     runs, left_out = comparable(read_runs(folder))
     if left_out:
         raise ValueError(f"{folder}: {left_out[0]}. Delete that run, or run it again with ablate.py")
@@ -150,15 +156,44 @@ def benchmark_table(results: Path) -> str:
     return f"{table(COMPARED, rows)}\n{note} Where the ratio is above 1, ours is faster, or smaller.\n"
 
 
-TABLES = {"results": results_table, "ablations": ablations_table, "benchmark": benchmark_table}
+def power_table(results: Path) -> str:
+    """How far seeds of the baseline spread at several sizes, so how many show how small a difference, at what cost."""
+    rows = []
+    for folder in sorted(path for path in (results / "power").glob("*") if path.is_dir()):
+        runs = read_runs(folder)
+        spread, seconds = mean_and_std([run["test_top1"] for run in runs])[1], [run["seconds"] for run in runs]
+        wanted = seeds_for(spread)
+        hours = VARIANTS * wanted * statistics.fmean(seconds) / 3600
+        size = f"{runs[0]['images']:,} images, {runs[0]['epochs']} epochs"
+        shares = (percent([run[key] for run in runs]) for key in ("train_top1", "test_top1"))
+        seen = 100 * critical(wanted) * pair_error(spread, wanted)
+        rows.append(
+            (size, str(len(runs)), *shares, duration(seconds), str(wanted), f"{seen:.2f} points", f"{hours:.0f}")
+        )
+    if not rows:
+        raise ValueError(f"{results / 'power'}: no runs. Take the markers out, or run scripts/ablate.py")
+    return table(SIZES, rows)
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "results": results_table,
+    "benchmark": benchmark_table,
+    "power": power_table,
+    **{name: partial(sweep_table, name=name) for name in ("ablations", "figure1", "lrn_13_to_11")},
+}
 
 
 def renewed(text: str, results: Path) -> str:
-    """A README with its tables as the figures under ``results`` have them; only `results` must have its markers."""
+    """A page with its tables as the figures under ``results`` have them."""
     for name, written in TABLES.items():
-        if name == "results" or f"<!-- {name} -->" in text or f"<!-- /{name} -->" in text:
+        if f"<!-- {name} -->" in text or f"<!-- /{name} -->" in text:
             text = between(text, name, written(results))
     return text
+
+
+def others(readme: Path) -> list[Path]:
+    """The pages beside a README: its translations, and those under ``docs``."""
+    return [*sorted(readme.parent.glob("README.*.md")), *sorted((readme.parent / "docs").glob("*.md"))]
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -168,19 +203,25 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     options = parser.parse_args(words)
+    page, wrong = options.readme, list[Path]()
     try:
-        text = options.readme.read_text(encoding="utf-8")
-        new = renewed(text, options.results)
-        if new != text and not options.check:
-            write_whole(options.readme, new)
+        for page in (options.readme, *others(options.readme)):
+            text = page.read_text(encoding="utf-8")
+            if page == options.readme:
+                between(text, "results", "")  # must be there
+            new = renewed(text, options.results)
+            if new != text:
+                wrong.append(page)
+                if not options.check:
+                    write_whole(page, new)
     except OSError as error:
         refuse(f"{error.filename}: {error.strerror}. Name another with --readme or --results.")
     except ValueError as error:
-        where = "" if str(error).startswith(str(options.results)) else f"{options.readme}: "
+        where = "" if str(error).startswith(str(options.results)) else f"{page}: "
         refuse(f"{where}{str(error).rstrip('.')}.")
-    if new != text and options.check:
-        message = f"{options.readme}: its tables are not those of {options.results}. Run `python scripts/tables.py`."
-        refuse(message, status=1)
+    if wrong and options.check:
+        pages = ", ".join(map(str, wrong))
+        refuse(f"{pages}: its tables are not those of {options.results}. Run `python scripts/tables.py`.", status=1)
 
 
 if __name__ == "__main__":

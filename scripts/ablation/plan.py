@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from running.figures import MAPPING, TEXT, check_figures, read_figures
+from running.figures import MAPPING, TEXT, check_figures, duration, read_figures
 
 from ablation.claims import BASELINE, CLAIMS
 from ablation.table import first_difference, read_run
@@ -168,3 +170,23 @@ def state_of(job: Job) -> str:
         f"{path}: another recipe ({difference}), expected the one asked for. Give --redo to run it again, "
         "another --out to keep both, or the recipe that it was."
     )
+
+
+def seconds_of(jobs: Sequence[Job]) -> list[float]:
+    """How long those that are done took; without those that were stopped and went on, or that only test."""
+    done = [job for job in jobs if not job.variant.test_only and job.summary.exists() and state_of(job) == "done"]
+    runs = [read_run(job.summary) for job in done]
+    return [run["seconds"] for run in runs if not run["resumed"]]
+
+
+def cost(left: Sequence[Job], seconds: Sequence[float], at_a_time: int) -> str | None:
+    """Say how long runs will take if they are like those before; None where there are none of either.
+
+    Those that only test are not counted: they take a minute.
+    """
+    trained = sum(not job.variant.test_only for job in left)
+    if not trained or not seconds:
+        return None
+    rest = duration([statistics.fmean(seconds) * math.ceil(trained / max(1, at_a_time))])
+    runs = "1 run" if trained == 1 else f"{trained} runs"
+    return f"{runs} to train, about {duration(seconds)} each: {rest} in all, {at_a_time} at a time"

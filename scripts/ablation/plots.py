@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from running.figures import mean_and_std
 
-from ablation.claims import BASELINE, CLAIMS, NO_CLAIM, PAIRS, TARGET
+from ablation.claims import BASELINE, CLAIMS, NO_CLAIM, PAIR, TARGET
 from ablation.table import Run, by_variant, curve_of, reached
 
 
@@ -65,33 +65,32 @@ def curves_figure(runs: Sequence[Run]) -> Figure | None:
 def figure1(runs: Sequence[Run]) -> Figure | None:
     """The paper's Figure 1: training error over epochs, ReLU solid, tanh dashed, and where they reach 25 %.
 
-    Of ``figure1_relu`` and ``figure1_tanh`` if there are both, which are without regularisation like the paper's; else
-    of the baseline and ``tanh``; None where there is neither pair.
+    Of the baseline and ``tanh``; None where there are not both.
 
     Source:
         Krizhevsky et al. 2012, section 3.1 and Figure 1.
     """
     groups = by_variant(runs)
     curves = {name: curve for name, group in groups.items() if (curve := mean_curve(group, "train_top1"))}
-    pair = next((pair for pair in PAIRS if curves.keys() >= {*pair}), None)
-    if pair is None:
+    if not curves.keys() >= {*PAIR}:
         return None
     figure = Figure(figsize=(5.6, 4.2), dpi=120, layout="constrained")
     axis = figure.subplots()
-    for name, label, style, colour in zip(pair, ("ReLU", "tanh"), ("-", "--"), ("tab:blue", "tab:red"), strict=True):
+    for name, label, style, colour in zip(PAIR, ("ReLU", "tanh"), ("-", "--"), ("tab:blue", "tab:red"), strict=True):
         error = curves[name]._replace(mean=[1 - value for value in curves[name].mean])
         epoch, when = reached(groups[name])
-        _band(axis, error, colour, f"{label} ({name}, n = {len(groups[name])}): 25 % {when}", style)
+        _band(axis, error, colour, f"{label} (n = {len(groups[name])}): 25 % {when}", style)
         if epoch is not None:
             axis.axvline(epoch, color=colour, linestyle=":", linewidth=1)
     axis.axhline(TARGET, color="0.3", linewidth=1)
-    last = max(1, *(epoch for name in pair for epoch in curves[name].epochs))
+    last = max(1, *(epoch for name in PAIR for epoch in curves[name].epochs))
     axis.text(last, TARGET, "25 %", ha="right", va="bottom", fontsize=8, color="0.3")
     axis.set(xlabel="epoch", ylabel="training error")
     axis.set_ylim(bottom=0)
     _scales(axis)
     axis.legend(fontsize=8, frameon=False)
-    how = "no regularisation" if pair == PAIRS[0] else "with dropout and augmentation, unlike the paper's"
+    bare = not any(groups[BASELINE][seed]["settings"].get("model.weight_decay", True) for seed in groups[BASELINE])
+    how = "no regularisation" if bare else "with dropout and augmentation, unlike the paper's"
     axis.set_title(f"Figure 1: ReLU against tanh, {how}\n{_data(runs)}", fontsize=10)
     return figure
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import signal
@@ -24,12 +23,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, NamedTuple
 
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
 from running.errors import printable, reason
 from running.figures import duration, percent
 from running.start import take_signals
 
 from ablation.claims import BASELINE
-from ablation.plan import Job, state_of
+from ablation.plan import Job, cost, seconds_of, state_of
 from ablation.table import read_run
 from callbacks.checkpoints.files import sidecar, write_whole
 
@@ -284,19 +286,23 @@ class Sweep:
     kept: list[Job] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     signals: list[int] = field(default_factory=list)  # that asked to stop
-    began: float = field(default_factory=time.monotonic)
-    estimated: bool = False
+    began: dict[str, float] = field(default_factory=dict)  # when runs were started, by their names
+    ended: dict[str, str] = field(default_factory=dict)  # what became of them
 
     def __post_init__(self) -> None:
         """What an earlier sweep's runs were sent is not for these."""
+        self.seconds = seconds_of(self.everything)
         self.stop_file = self.everything[0].logs / ".stop"
         self.stop_file.unlink(missing_ok=True)
 
     def run(self) -> None:
         """Do all, in its order."""
         waiting = list(self.todo)
-        before = take_signals(self._ask)
+        before, screen = take_signals(self._ask), Console()
+        live = Live(console=screen, get_renderable=self.table, refresh_per_second=1) if screen.is_terminal else None
         try:
+            if live and waiting:
+                live.start()
             while self.running or (waiting and not self.signals):
                 while not self.signals and len(self.running) < self.engine.room():
                     job = next((job for job in waiting if not self._baseline_pending(job, waiting)), None)
@@ -314,6 +320,8 @@ class Sweep:
             self._ask(signal.SIGTERM, None)
             raise
         finally:
+            if live:
+                live.stop()
             self.engine.close()
             for signum, handler in before.items():
                 signal.signal(signum, handler)
@@ -335,17 +343,20 @@ class Sweep:
             delete_logs(job.folder)
         # A lambda: Dask sends what has no name by value, and with it all of this package that it needs.
         cwd, slots = Path.cwd(), self.engine.slots
+        self.began[str(job)] = time.monotonic()
         self.running[self.engine.executor.submit(lambda: run_job(job, cwd, slots))] = job
 
     def _end(self, future: Future[dict[str, Any] | None], job: Job) -> None:
         try:
             summary = future.result()
             if summary is None:
+                self.ended[str(job)] = "stopped"
                 print(f"stopped: {job}", flush=True)
             else:
                 self._keep(job, summary)
         except Exception as error:  # of the run, of the cluster, of the disk
             why = " ".join(str(error).split()) or type(error).__name__
+            self.ended[str(job)] = "failed"
             self.failures.append(printable(f"failed: {job}: {why}"))
             print(self.failures[-1], file=sys.stderr, flush=True)
 
@@ -363,12 +374,25 @@ class Sweep:
         parts = [part for part in ("val", "test") if run.get(f"{part}_top1") is not None]
         scores = [f"{part} top-1 {percent([run[f'{part}_top1']])}, " for part in parts]
         print(f"[{len(self.kept)}/{len(self.todo)}] {job}: {''.join(scores)}{duration([run['seconds']])}", flush=True)
-        left = len(self.todo) - len(self.kept)
-        if left and not (self.estimated or job.variant.test_only or run["resumed"]):
-            trained = sum(not job.variant.test_only for job in self.todo)
-            rest = math.ceil(trained / room) * run["seconds"] - (time.monotonic() - self.began)
-            print(f"about {duration([max(0.0, rest)])} for the other {left} runs", flush=True)
-            self.estimated = True
+        self.ended[str(job)] = percent([run["test_top1"]])
+        if not (job.variant.test_only or run["resumed"]):
+            self.seconds.append(run["seconds"])
+        if said := cost(self._left(), self.seconds, room):
+            print(said, flush=True)
+
+    def _left(self) -> list[Job]:
+        return [job for job in self.todo if str(job) not in self.ended]
+
+    def table(self) -> Table:
+        """Variants by seeds as they are at this moment: test top-1 of what is done, and how long others are at work."""
+        seeds = sorted({job.seed for job in self.todo})
+        title = cost(self._left(), self.seconds, self.engine.room())
+        table = Table("variant", *(f"seed {seed}" for seed in seeds), title=title)
+        for name in dict.fromkeys(job.variant.name for job in self.todo):
+            jobs = [f"{name} seed {seed}" for seed in seeds]
+            times = {job: duration([time.monotonic() - self.began[job]]) for job in jobs if job in self.began}
+            table.add_row(name, *(self.ended.get(job) or times.get(job, "") for job in jobs))
+        return table
 
     def _clean(self, job: Job) -> None:
         """Delete a finished run's checkpoints; the baseline's best when no test-only run needs it any more."""

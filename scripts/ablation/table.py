@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from running.figures import duration, mean_and_std, percent, read_summary
 from running.markdown import table
 
-from ablation.claims import BASELINE, CLAIMS, NO_CLAIM, PAIRS, SPEEDS, TARGET, Claim
+from ablation.claims import BASELINE, CLAIMS, NO_CLAIM, PAIR, SPEEDS, TARGET, Claim
 
 Run = Mapping[str, Any]
 DECISIVE = ("model.", "data.", "trainer.", "best_checkpoint.")  # settings that a result depends on; not what looks
@@ -63,7 +63,7 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 def by_variant(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
     """Runs by variant and seed; the baseline first, then in the order of :data:`CLAIMS`, then by name."""
-    names = dict.fromkeys([BASELINE, "figure1_relu", *CLAIMS, *sorted(run["variant"] for run in runs)])
+    names = dict.fromkeys([BASELINE, *CLAIMS, *sorted(run["variant"] for run in runs)])
     groups: dict[str, dict[int, Run]] = {name: {} for name in names}
     for run in sorted(runs, key=lambda run: run["seed"]):
         groups[run["variant"]][run["seed"]] = run
@@ -130,6 +130,19 @@ def critical(seeds: int) -> float:
     return T95[min(seeds - 1, len(T95)) - 1]
 
 
+def pair_error(spread: float, seeds: int) -> float:
+    """The standard error of a mean difference over so many seeds, of runs with the standard deviation ``spread``.
+
+    As if nothing were gained by pairing, which is careful.
+    """
+    return spread * math.sqrt(2 / seeds)
+
+
+def seeds_for(spread: float, error: float = 0.002) -> int:
+    """How many seeds, 2 or more, bring :func:`pair_error` down to ``error``: 0.2 points."""
+    return max(2, math.ceil(2 * (spread / error) ** 2 - 1e-9))
+
+
 def verdict(difference: Paired | None, sign: int) -> str:
     """Judge a difference by :data:`RULE`; where the claim predicts no sign, say what was seen."""
     if difference is None or difference.seeds < 2:
@@ -174,15 +187,14 @@ def compare(runs: Sequence[Run]) -> list[dict[str, str]]:
         shares = {part: values_of(group, f"{part}_top1") for part in ("train", "val", "test")}
         against = "" if claim.against == BASELINE else f" (against {claim.against})"
         difference = points(paired_difference(shares["test"], values_of(reference, "test_top1"))) + against
-        compared = name not in (BASELINE, "figure1_relu")  # these are what others are held against
         line = {
             "variant": name,
             "section: claim": "-" if claim is NO_CLAIM else f"{claim.section}: {claim.text}",
             "seeds": str(len(group)),
             **{f"{part} top-1": percent([*values.values()]) for part, values in shares.items()},
-            "difference ± standard error, points": difference if compared else "-",
+            "difference ± standard error, points": "-" if name == BASELINE else difference,
             "the paper's": claim.figure,
-            "verdict": judge(claim, group, reference) if compared else "-",
+            "verdict": "-" if name == BASELINE else judge(claim, group, reference),
             "time a run": duration([run["seconds"] for run in group.values() if not run["resumed"]]),
         }
         lines.append(line)
@@ -193,8 +205,7 @@ def markdown(runs: Sequence[Run]) -> str:
     """The table, and under it what it is nothing without: data, recipe, rule, machine. Runs as for :func:`compare`."""
     rows = compare(runs)
     written = table([*rows[0]], ([*row.values()] for row in rows))
-    speeds = [speed(by_variant(runs), *pair) for pair in PAIRS]
-    return "\n".join([written, *(f"{line}\n" for line in (_about(runs), RULE, *speeds) if line)])
+    return "\n".join([written, *(f"{line}\n" for line in (_about(runs), RULE, speed(by_variant(runs))) if line)])
 
 
 def _about(runs: Sequence[Run]) -> str:
@@ -221,12 +232,12 @@ def reached(runs: Mapping[int, Run]) -> tuple[float | None, str]:
     return statistics.fmean(found), said
 
 
-def speed(groups: Mapping[str, Mapping[int, Run]], relu: str, tanh: str) -> str | None:
-    """Say after how many epochs each of two variants reached Figure 1's 25 %; None where there are not both."""
-    if not groups.get(relu) or not groups.get(tanh):
+def speed(groups: Mapping[str, Mapping[int, Run]]) -> str | None:
+    """Say after how many epochs ReLU and tanh reached Figure 1's 25 %; None where there are not both."""
+    if not all(groups.get(name) for name in PAIR):
         return None
-    (first, said), (second, said_too) = reached(groups[relu]), reached(groups[tanh])
-    text = f"{TARGET:.0%} training error".replace("%", " %") + f" (Figure 1): {relu} {said}, {tanh} {said_too}"
+    (first, said), (second, said_too) = (reached(groups[name]) for name in PAIR)
+    text = f"{TARGET:.0%} training error".replace("%", " %") + f" (Figure 1): ReLU {said}, tanh {said_too}"
     if first is not None and second is not None:
         text += f"; {second / first:.1f} times as many, 6 in the paper"
     return text + "."

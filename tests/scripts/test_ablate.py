@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import ablate
 import pytest
@@ -59,7 +61,7 @@ def test_a_sweep(sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "val_top1" not in crops
     assert not checkpoints()
     table = Path("results/ablations/table.md").read_text(encoding="utf-8")
-    assert "| tanh | 3.1: ReLUs train faster than tanh | 2 |" in table
+    assert "| tanh | 3.1, Fig. 1: ReLUs train faster than tanh | 2 |" in table
     assert "+2.00 ± 0.00" in table
     assert Path("results/ablations/curves.png").stat().st_size > 1000
     assert Path("results/ablations/figure1.png").stat().st_size > 1000
@@ -137,7 +139,7 @@ def test_a_run_that_fails(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> N
     )
     assert capsys.readouterr().err.splitlines() == [line, "1 of 4 runs failed:", line]
     assert summary("tanh-seed1")
-    assert "| tanh | 3.1: ReLUs train faster than tanh | 1 |" in Path("results/ablations/table.md").read_text(
+    assert "| tanh | 3.1, Fig. 1: ReLUs train faster than tanh | 1 |" in Path("results/ablations/table.md").read_text(
         encoding="utf-8"
     )
     Path("fail-tanh-0").unlink()
@@ -221,19 +223,54 @@ def test_a_dry_run_lists_commands_and_starts_nothing(sweep: Sweep, capsys: pytes
     assert not list(Path().iterdir())
 
 
-def test_how_long_the_rest_will_take_is_said(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_rest_will_cost_is_said(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each run says that it took 61 s."""
     assert sweep("--seeds", "2", "--jobs", "2", "--only", "tanh") == 0
-    said = capsys.readouterr().out
-    assert "4 runs, 0 of them done before, 4 to do" in said
-    assert said.count("for the other") == 1
-    # Each says that it took 61 s: two rounds of them, less the moment since the start.
-    assert "about 2 min 0" in said
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "4 runs, 0 of them done before, 4 to do"
+    assert [line for line in said if "to train" in line] == [
+        "3 runs to train, about 1 min 01 s each: 2 min 02 s in all, 2 at a time",
+        "2 runs to train, about 1 min 01 s each: 1 min 01 s in all, 2 at a time",
+        "1 run to train, about 1 min 01 s each: 1 min 01 s in all, 2 at a time",
+    ]
+    assert sweep("--seeds", "4", "--only", "tanh", "ten_crops", "--dry-run") == 0  # before anything is started
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "12 runs, 4 of them done before, 8 to do",
+        "4 runs to train, about 1 min 01 s each: 4 min 04 s in all, 1 at a time",
+    ]
+
+
+def test_the_table_tells_how_long_a_run_is_at_work() -> None:
+    jobs = plan.plan(plan.choose(["tanh"], ABLATIONS / "baseline.yaml"), 1, [], Path("out"), Path("logs"))
+    Path("logs").mkdir()
+    engine: Any = SimpleNamespace(room=lambda: 1)
+    sweep = ablate.Sweep(engine, jobs, jobs)
+    sweep.began[str(jobs[0])] = time.monotonic() - 75
+    assert [list(column.cells) for column in sweep.table().columns] == [["baseline", "tanh"], ["1 min 15 s", ""]]
+
+
+def test_a_terminal_shows_a_table_of_what_is_done(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("fail-tanh-0").touch()
+    tables: list[list[list[str]]] = []
+    table_of = ablate.Sweep.table
+
+    def keep(self: ablate.Sweep) -> Any:
+        table = table_of(self)
+        tables.append([list(column.cells) for column in table.columns])
+        return table
+
+    monkeypatch.setattr(ablate.Sweep, "table", keep)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich takes the screen for a terminal then
+    assert sweep("--seeds", "2", "--only", "tanh") == 1
+    names, seed0, seed1 = tables[-1]
+    assert names == ["baseline", "tanh"]
+    assert (seed0, seed1) == (["50.00 %", "failed"], ["51.00 %", "41.00 %"])
 
 
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [
-        (["--only", "no_lnr"], "--only: no_lnr, expected baseline, figure1_relu,"),
+        (["--only", "no_lnr"], "--only: no_lnr, expected baseline, no_augmentation,"),
         (["--seeds", "0"], "--seeds: 0, expected 1 or more. See"),
         (["--jobs", "2", "--scheduler", "tcp://127.0.0.1:1"], "--jobs: 2, expected none beside --scheduler"),
         (["--jobs", "0"], "--jobs: 0, expected 1 or more. See"),

@@ -120,22 +120,13 @@ def test_tanh_is_judged_by_training() -> None:
     assert line["verdict"] == "confirmed (train top-1: −20.10 ± 0.06)"
 
 
-def test_figure1_s_tanh_is_held_against_its_own_relu() -> None:
-    runs = three(BASELINE, 0.4, test=0.9) + three("figure1_relu", 0.4) + three("figure1_tanh", 0.4, test=0.4)
-    lines = {line["variant"]: line for line in compare(runs)}
-    assert lines["figure1_tanh"][DIFFERENCE] == "−10.00 ± 0.00 (against figure1_relu)"
-    assert lines["figure1_relu"]["verdict"] == "-"
-    # Nobody comes to 25 %: the last epoch's training top-1 decides.
-    assert lines["figure1_tanh"]["verdict"] == "not seen at this size (train top-1: +0.00 ± 0.00)"
-
-
 def test_figure_1_is_judged_by_the_epochs_to_its_error() -> None:
     """Both end at the same training error; tanh comes to 25 % half an epoch later."""
-    runs = three("figure1_relu", 0.5, 0.75, 0.9) + three("figure1_tanh", 0.5, 0.6, 0.9)
+    runs = three(BASELINE, 0.5, 0.75, 0.9) + three("tanh", 0.5, 0.6, 0.9)
     assert compare(runs)[1]["verdict"] == "confirmed (epochs to 25 %: +0.50 ± 0.00)"
-    runs = three("figure1_relu", 0.5, 0.6, 0.9) + three("figure1_tanh", 0.8, 0.85, 0.9)
+    runs = three(BASELINE, 0.5, 0.6, 0.9) + three("tanh", 0.8, 0.85, 0.9)
     assert compare(runs)[1]["verdict"] == "contradicted (epochs to 25 %: −1.50 ± 0.00)"
-    runs[-1] = a_run("figure1_tanh", 2, train=[0.5, 0.6, 0.7])  # one that never gets there
+    runs[-1] = a_run("tanh", 2, train=[0.5, 0.6, 0.7])  # one that never gets there
     assert "train top-1" in compare(runs)[1]["verdict"]
 
 
