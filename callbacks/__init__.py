@@ -5,6 +5,7 @@ from callbacks.base import Looking
 from callbacks.confusion_matrix import ConfusionMatrix
 from callbacks.conv1_filters import Conv1Filters
 from callbacks.embedding_projector import EmbeddingProjector
+from callbacks.explanations import Explanations
 from callbacks.nearest_neighbours import NearestNeighbours
 from callbacks.overview import Overview
 from callbacks.predictions import Predictions
@@ -19,6 +20,7 @@ LOOKS: dict[str, type[Looking]] = {
     "confusion_matrix": ConfusionMatrix,
     "activation_stats": ActivationStats,
     "embedding_projector": EmbeddingProjector,
+    "explanations": Explanations,
     "overview": Overview,
     "training_health": TrainingHealth,
 }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from callbacks.checkpoints.files import write_whole
 from callbacks.checkpoints.progress import trained_epochs
-from callbacks.pure.choosing import evenly_spaced
+from callbacks.pure.choosing import evenly_spaced, spread_queries
 
 Stage = Literal["val", "test"]
 
@@ -88,6 +88,16 @@ def evenly_spaced_images(trainer: Trainer, stage: Stage, count: int) -> tuple[Te
     loader = datamodule_of(trainer).query_dataloader(stage)
     places = evenly_spaced(len(loader.dataset), count)
     return fetch(trainer, loader, places) if places else None
+
+
+def varied_images(trainer: Trainer, stage: Stage, count: int) -> tuple[Tensor, Tensor] | None:
+    """Likewise ``count`` images, of classes spread over all: the paper's Figure 4 has eight."""
+    fetched = evenly_spaced_images(trainer, stage, 8 * count)  # classes are known once images are fetched
+    if fetched is None:
+        return None
+    images, targets = fetched
+    chosen = spread_queries(targets.tolist(), count)
+    return images[chosen], targets[chosen]
 
 
 def rgb_of(trainer: Trainer, images: Tensor) -> Tensor:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from lightning import LightningModule, Trainer
 
-from callbacks.base import EveryNEpochs, Stage, check_at_least, datamodule_of, fetch, forward, looking, model_of, rgb_of
-from callbacks.pure.choosing import evenly_spaced, spread_queries
+from callbacks.base import (
+    EveryNEpochs,
+    Stage,
+    check_at_least,
+    datamodule_of,
+    forward,
+    looking,
+    model_of,
+    rgb_of,
+    varied_images,
+)
 from callbacks.pure.prediction_panel import prediction_panel
 
 
@@ -33,25 +42,14 @@ class Predictions(EveryNEpochs):
         super().__init__(every_n_epochs, enabled)
         check_at_least(1, num_images=num_images)
         self.num_images = num_images
-        self._places: dict[str, list[int]] = {}  # stage -> which images
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        self._places.clear()  # other data may lie in other places
 
     def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
-        datamodule = datamodule_of(trainer)
-        loader = datamodule.query_dataloader(stage)
-        size = len(loader.dataset)
-        if not size:
-            self.warn(f"no {stage} images to predict.")
-            return
         with looking(pl_module):
-            if stage not in self._places:  # classes are known once images are fetched: so choose among some
-                places = evenly_spaced(size, 8 * self.num_images)
-                chosen = spread_queries(fetch(trainer, loader, places)[1].tolist(), self.num_images)
-                self._places[stage] = [places[i] for i in chosen]
-            images, targets = fetch(trainer, loader, self._places[stage])
+            fetched = varied_images(trainer, stage, self.num_images)
+            if fetched is None:
+                self.warn(f"no {stage} images to predict.")
+                return
+            images, targets = fetched
             probabilities = forward(trainer, model_of(pl_module).log_probabilities, images).exp()
             rgb = rgb_of(trainer, images).cpu()
         if bool(probabilities.isnan().any()):
@@ -60,5 +58,5 @@ class Predictions(EveryNEpochs):
         title = f"{stage} images after epoch {epochs}"
         if stage == "val":
             title = f"{title} (step {trainer.global_step})" if trainer.global_step else "val images before training"
-        panel = prediction_panel(rgb, probabilities, targets.tolist(), datamodule.class_names, title)
+        panel = prediction_panel(rgb, probabilities, targets.tolist(), datamodule_of(trainer).class_names, title)
         self.draw(trainer, "predictions", stage, epochs, panel)

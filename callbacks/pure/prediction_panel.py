@@ -39,7 +39,6 @@ def prediction_panel(
     if bool(probabilities.isnan().any()):
         raise ValueError("probabilities: NaN among them, expected numbers in [0, 1]. Leave such images out.")
     shown = min(5, classes)
-    values, labels = probabilities.float().cpu().sort(dim=1, descending=True, stable=True)
     cell_height = BARS_TOP + shown * BAR_STEP + 22
     canvas = Canvas(LEFT + min(COLUMNS, count) * CELL_WIDTH, TOP + -(-count // COLUMNS) * cell_height)
     canvas.text(LEFT, 19, title, size=11, bold=True)
@@ -49,12 +48,20 @@ def prediction_panel(
         middle = x + (NAME_WIDTH + BAR_WIDTH) // 2
         canvas.image(middle - CELL // 2, y, images[i])
         canvas.text(middle, y + CELL + 10, shortened(class_names[target]), size=9.5, align="middle", bold=True)
-        for bar, (label, probability) in enumerate(zip(labels[i, :5].tolist(), values[i, :5].tolist(), strict=True)):
-            left, top = x + NAME_WIDTH, y + BARS_TOP + bar * BAR_STEP
-            line, right = top + BAR_HEIGHT / 2, label == target
-            canvas.bar(left, top, BAR_WIDTH, BAR_HEIGHT, TRACK)
-            canvas.bar(left, top, max(1, round(probability * BAR_WIDTH)), BAR_HEIGHT, RIGHT if right else OTHER)
-            name = shortened(class_names[label])
-            canvas.text(left - 6, line, name, ink=RIGHT if right else INK, align="right", bold=right)
-            canvas.text(left + BAR_WIDTH + 5, line, f"{100 * probability:.0f} %", size=7.5)
+        draw_bars(canvas, x, y + BARS_TOP, probabilities[i], class_names, target)
     return canvas.pixels()
+
+
+def draw_bars(
+    canvas: Canvas, x: int, y: int, probabilities: Tensor, class_names: Sequence[str], target: int | None = None
+) -> None:
+    """Draw the most probable of ``(C,)`` labels, at most five, as bars; green if it is ``target``, the right one."""
+    values, labels = probabilities.float().cpu().sort(descending=True, stable=True)
+    for bar, (label, probability) in enumerate(zip(labels[:5].tolist(), values[:5].tolist(), strict=True)):
+        left, top = x + NAME_WIDTH, y + bar * BAR_STEP
+        line, right = top + BAR_HEIGHT / 2, label == target
+        canvas.bar(left, top, BAR_WIDTH, BAR_HEIGHT, TRACK)
+        canvas.bar(left, top, max(1, round(probability * BAR_WIDTH)), BAR_HEIGHT, RIGHT if right else OTHER)
+        name = shortened(class_names[label])
+        canvas.text(left - 6, line, name, ink=RIGHT if right else INK, align="right", bold=right)
+        canvas.text(left + BAR_WIDTH + 5, line, f"{100 * probability:.0f} %", size=7.5)

@@ -28,6 +28,7 @@ PICTURES = {
     "nearest_neighbours": ("retrieval/val_epoch_", [2]),
     "predictions": ("predictions/val_epoch_", [0, 1, 2]),
     "embedding_projector": ("embedding/val_epoch_", [2]),
+    "explanations": ("explanations/val_epoch_", [2]),
 }
 LAYERS = ("conv1", "conv2", "fc7")
 SCALARS = {
@@ -53,7 +54,7 @@ def expected(name: str) -> list[str]:
 
 def drawn_by_test(name: str, epoch: int) -> list[str]:
     """What a test draws of a network that was trained for so many epochs."""
-    looked = name in ("confusion_matrix", "nearest_neighbours", "predictions")
+    looked = name in ("confusion_matrix", "explanations", "nearest_neighbours", "predictions")
     return [f"{PICTURES[name][0].replace('/val', '/test')}{epoch:03d}.png"] if looked else []
 
 
@@ -133,6 +134,7 @@ def test_no_validation_images(tmp_path: Path, small_shapes: None, name: str) -> 
         "predictions": "Predictions: no val images to predict.",
         "activation_stats": "ActivationStats: no validation images to measure on.",
         "embedding_projector": "EmbeddingProjector: no validation images to embed.",
+        "explanations": "Explanations: no val images to explain.",
     }
     with warns(warned.get(name)):
         model, trainer = run(tmp_path, data, ALL[name](), epochs=1)
@@ -156,6 +158,7 @@ def test_a_diverged_network_does_not_stop_the_run(
         "embedding_projector": "EmbeddingProjector: features are NaN or infinite",
         "nearest_neighbours": "NearestNeighbours: features are NaN or infinite",
         "predictions": "Predictions: probabilities are NaN",
+        "explanations": "Explanations: probabilities are NaN",
     }
     with warns(warned.get(name)):
         _, trainer = run(tmp_path, datamodule, Diverges(), ALL[name]())
@@ -166,7 +169,7 @@ def test_a_diverged_network_does_not_stop_the_run(
 def test_ten_crops(tmp_path: Path, small_shapes: None) -> None:
     data = CIFAR10DataModule(source="shapes10", subset_size=20, val_size=10, image_size=24, test_crops=10)
     trainer_for(tmp_path, *(make() for make in ALL.values())).test(new_net(), data, verbose=False)
-    assert len(pictures(tmp_path)) == 3
+    assert len(pictures(tmp_path)) == 4
 
 
 @each_nth
@@ -187,6 +190,7 @@ def test_every_n_epochs(tmp_path: Path, datamodule: CIFAR10DataModule, name: str
         ("confusion_matrix", "examples", -1, 0),
         ("confusion_matrix", "pairs", -1, 0),
         ("embedding_projector", "num_images", 1, 2),
+        ("explanations", "num_images", 0, 1),
         ("nearest_neighbours", "k", 0, 1),
         ("nearest_neighbours", "max_queries", 0, 1),
         ("nearest_neighbours", "num_queries", 0, 1),

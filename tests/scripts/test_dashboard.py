@@ -21,7 +21,8 @@ from helpers.screenshots import (
 from PIL import Image
 
 RUN = Path("logs/alexnet-shapes10/version_0")
-DRAWN = ("confusion/val", "confusion/test", "embedding/val", "predictions/val", "predictions/test", "retrieval/test")
+DRAWN = ("embedding/val", "retrieval/test")
+DRAWN += tuple(f"{name}/{stage}" for name in ("confusion", "explanations", "predictions") for stage in ("val", "test"))
 # The newest of each; the test's bears the best epoch.
 PICTURES = {tag: f"{tag}_epoch_*.png" for tag in DRAWN} | {"filters/conv1": "conv1_filters/epoch_*.png"}
 

@@ -21,7 +21,8 @@ RUN = Path("logs/alexnet-shapes10/version_0")
 def test_the_default_config_has_it_all(fit: Fit) -> None:
     assert fit("--trainer.log_every_n_steps=1", once="whole") == 0
     log = events(RUN)
-    pictures = {f"{name}/{stage}" for name in ("retrieval", "predictions", "confusion") for stage in ("val", "test")}
+    both = ("confusion", "explanations", "predictions", "retrieval")
+    pictures = {f"{name}/{stage}" for name in both for stage in ("val", "test")}
     pictures.remove("retrieval/val")  # after_fit is false
     assert {"filters/conv1", "embedding/val"} | pictures == set(log.Tags()["images"])
     texts = {"config/text_summary", "custom_scalars__config__", "confusion/val/text_summary"}

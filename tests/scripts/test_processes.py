@@ -101,12 +101,13 @@ def test_63_images_in_two_processes(whole: Path, fit: Callable[..., int], monkey
         for run in (RUNS / "version_0", whole)
     )
     kinds = sorted(name.split("_epoch")[0] + Path(name).suffix for name in files)
-    assert kinds == ["confusion/test.md", "confusion/test.png", "predictions/test.png", "retrieval/test.png"]
+    drawn = [f"{name}/test.png" for name in ("confusion", "explanations", "predictions", "retrieval")]
+    assert kinds == ["confusion/test.md", *drawn]
     assert files == theirs
 
     assert [path.name for path in whole.parent.iterdir()] == ["version_0"]
     names = [str(path.relative_to(whole)) for path in whole.rglob("*.png")]
-    assert sum("/val_epoch" in name for name in names) == 6  # three predictions, two matrices and a map
+    assert sum("/val_epoch" in name for name in names) == 7  # three predictions, two matrices, heat and a map
     assert "| all | 40 |" in (whole / "confusion/val_epoch_002.md").read_text()
     assert "| all | 63 |" in next(whole.glob("confusion/test*.md")).read_text()
     assert len(events(whole).Scalars("health/images_per_second")) == 2
