@@ -166,8 +166,9 @@ class CIFAR10DataModule(LightningDataModule):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Ten names, in the order of the labels."""
-        return sources.CLASSES if self.layout else shapes10.CLASSES
+        """Ten names, in the order of the labels; known without the data, where it is said which."""
+        stand_in = self.source == "shapes10" or (self.source == "auto" and self.layout is None)
+        return shapes10.CLASSES if stand_in else sources.CLASSES
 
     @property
     def description(self) -> str:

@@ -1,11 +1,13 @@
-"""Find the training images nearest to any picture, by a trained network's fc7: the paper's Figure 4 (right) for photos.
+"""Say what a trained network makes of your own pictures: the paper's Figure 4, both halves, and where it looks.
 
-python scripts/retrieve.py --ckpt_path logs/alexnet/version_0/checkpoints/best.ckpt --query cat.jpg holiday/
-python scripts/retrieve.py --ckpt_path best.ckpt --query cat.jpg --k 10 --out cat.png
+python scripts/predict.py --ckpt_path logs/alexnet/version_0/checkpoints/best.ckpt cat.jpg holiday/
+python scripts/predict.py --ckpt_path best.ckpt cat.jpg --test_crops 10 --k 10 --out cat.png
 
-Writes a panel (``--out``) and a table beside it (``.csv``), whose ``index`` is the image's place in the training split.
-A photo's centre square is reduced to 32x32 pixels and then treated as the DataModule treats a test image. Embedding the
-training images takes the time; the result is kept in ``retrieval_cache/`` beside the checkpoint's folder.
+Writes a panel (``--out``) with a row for each picture: its five most probable labels, the evidence for the first
+(Grad-CAM, with ``pip install -e ".[explain]"``), and the nearest training images by fc7, where the data are there. The
+same lies beside it as ``.csv`` and ``.json``; ``index`` is an image's place in the training split. A photo's centre
+square is reduced to 32x32 pixels and then treated as a test image. Embedding the training images takes the time; the
+result is kept in ``retrieval_cache/`` beside the checkpoint's folder.
 """
 
 from __future__ import annotations
@@ -15,337 +17,125 @@ from running.start import script
 # isort: split
 import argparse
 import csv
-import hashlib
 import io
 import json
 import sys
-import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
-import numpy as np
-import torch
-from PIL import ExifTags, Image, PngImagePlugin
-from PIL.JpegImagePlugin import JpegImageFile
+from PIL import Image, PngImagePlugin
 from rich.console import Console
 from rich.table import Table
 from running.checkpoint import Checkpoint
-from running.errors import ScriptParser, argument_errors, printable, reason, refuse
+from running.errors import ScriptParser, argument_errors, printable, refuse
+from running.gallery import embed, features_of, load, probabilities_of, seen_and_heat
 from running.outputs import check_output
+from running.photos import list_photos, read_photos
 from torch import Tensor
-from tqdm import tqdm
 
-from callbacks.checkpoints.files import damage, load_plain, read_regular, sidecar, write_checkpoint, write_whole
-from callbacks.checkpoints.structure import all_finite, kind
+from callbacks.checkpoints.files import write_whole
 from callbacks.pure.knn import nearest_neighbours
-from callbacks.pure.retrieval_panel import retrieval_panel
+from callbacks.pure.photo_panel import photo_panel
 from datamodules import CIFAR10DataModule
-from datamodules.cifar10 import SIZE, RawBatch
+from datamodules.sources import DataError
 from lightning_modules import AlexNetClassifier
 
-# By name: Pillow would otherwise guess among dozens, one of which runs Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-MAX_PIXELS = 100_000_000  # decoded, 300 MB
-# What turns a picture upright, by its EXIF orientation; 1 is upright.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-SHOWN_QUERIES, SHOWN_NEIGHBOURS = 50, 12  # in the panel; the table has all
-COLUMNS = ("query", "rank", "index", "class", "distance")  # rank from 1; index is the place in the training split
-SOFTWARE = "Software", "retrieve.py"  # the panel's text in its PNG, by which it is known
-Row = tuple[str, int, int, str, float]
-
-# ---- photos ------------------------------------------------------------------------------------------------
+SHOWN_PHOTOS, SHOWN_NEIGHBOURS, SHOWN_LABELS = 50, 12, 5  # in the panel; the files have all neighbours
+# Rank from 1; of a label its probability, of a neighbour its distance, its class and its place in the training split.
+COLUMNS = ("picture", "what", "rank", "class", "value", "index")
+SOFTWARE = "Software", "predict.py"  # the panel's text in its PNG, by which it is known
+Row = tuple[str, str, int, str, float, int | None]
 
 
-def read_photo(path: Path) -> Tensor:
-    """A picture of any size and mode as the data set has them: its centre square at 32x32 pixels.
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """The options, checked before anything that takes time."""
+    parser = ScriptParser("predict.py", __doc__)
+    parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint that fit.py wrote")
+    parser.add_argument("photos", type=Path, nargs="+", metavar="PHOTO", help="pictures, or folders of them")
+    parser.add_argument("--k", type=int, default=6, help="neighbours of each; 6 in the paper's Figure 4, 0 for none")
+    parser.add_argument("--test_crops", type=int, choices=(1, 10), default=1, help="10: section 4.1's ten crops")
+    parser.add_argument("--out", type=Path, default=Path("predictions.png"), help="the panel; the files lie beside it")
+    parser.add_argument("--root", default="data", help="folder with CIFAR-10, as fit.py's --data.root")
+    options = parser.parse_args(words)
+    if options.k < 0:
+        parser.error(f"--k: {options.k}, expected 0 or more")
+    if options.out.suffix.lower() != ".png" or options.out.is_dir():
+        parser.error(f"--out: {options.out}, expected a file that ends in .png")
+    if not options.out.resolve().parent.is_dir():
+        parser.error(f"--out: {options.out}, expected a file in a folder that is there")
+    return options
 
-    Turned as its EXIF says, laid on white where it is transparent; of an animation, the first picture.
 
-    Args:
-        path: A file in one of :data:`FORMATS`.
-
-    Returns:
-        ``(3, 32, 32)`` uint8 RGB. A picture of 32x32 pixels comes out as it is.
-
-    Raises:
-        ValueError: If it can't be read, or is too large to be decoded (by its header); one line that names it.
-    """
-    name = printable(path)
-    if path.exists() and not path.is_file():  # a pipe would be read from for ever
-        raise ValueError(f"{name}: not a regular file, expected a picture or a folder of pictures. Name one.")
+def neighbours_of(
+    model: AlexNetClassifier, datamodule: CIFAR10DataModule, ckpt_path: Path, photos: Tensor, k: int
+) -> dict[str, Any]:
+    """The ``k`` nearest training images of each picture; nothing, and a line that says so, where there are no data."""
     try:
-        with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures and of odd EXIF
-            with open_picture(file) as image:
-                rgb = upright(image, as_rgb(image))
-    except Image.DecompressionBombError as error:
-        wrong = f"too large ({str(error).split(', could')[0]}), expected at most {MAX_PIXELS:,} pixels"
-        raise ValueError(f"{name}: {wrong}. Make it smaller.") from None
-    except Image.UnidentifiedImageError:
-        raise ValueError(f"{name}: no picture, expected one in {', '.join(FORMATS)}. Name one.") from None
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on damaged files
-        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-        wrong = f"can't be read ({' '.join(reason.split())}), expected a whole picture"
-        raise ValueError(f"{name}: {wrong}. Name another.") from None
-    side = min(rgb.size)
-    left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-    square = rgb.crop((left, top, left + side, top + side))
-    if side != SIZE:
-        square = square.resize((SIZE, SIZE), Image.Resampling.BICUBIC)  # antialiased when it reduces
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
-
-
-def open_picture(file: BinaryIO) -> Image.Image:
-    """Read a picture's header. A JPEG that is too large is one to be decoded at an eighth of its height and width.
-
-    Raises:
-        Image.DecompressionBombError: If it is too large even so.
-    """
-    start = file.read(3)
-    file.seek(0)
-    # Not by Image.open, which refuses pictures for their size before they can be made smaller.
-    image = JpegImageFile(file) if start == b"\xff\xd8\xff" else Image.open(file, formats=FORMATS)
-    size = "{}x{} pixels".format(*image.size)
-    if image.width * image.height > MAX_PIXELS and not image.info.get("progressive"):  # that is decoded as a whole
-        image.draft(None, (1, 1))
-    if image.width * image.height > MAX_PIXELS:
-        raise Image.DecompressionBombError(size)
-    return image
-
-
-def upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
-    """The pixels ``rgb`` of a loaded image, turned as its EXIF says; as they are where that can't be read."""
-    try:  # not ImageOps.exif_transpose, which writes the EXIF anew and fails at any tag that is odd
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # Pillow raises SyntaxError, ValueError, struct.error, ... on damaged EXIF
-        return rgb
-    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes as RGB: transparency on white, 16 bits a channel cut to 8."""
-    image.load()  # which may turn a TIFF, or change its mode
-    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
-        numbers = "fractions" if image.mode == "F" else "numbers of 32 bits"
-        raise ValueError(f"its pixels are {numbers}, of a scale that it does not tell")
-    if image.mode.startswith("I"):  # one channel of 16 bits, which Pillow's own conversion would cut off at 255
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def list_photos(words: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """The files to look for, each once: folders' pictures by name, files as they are named.
-
-    Returns:
-        The files, and a line for each thing in a folder that is passed over.
-
-    Raises:
-        ValueError: If there is no such file, or no picture in a folder.
-    """
-    found: list[Path] = []
-    skipped: list[str] = []
-    for word in words:
-        if not word.exists():
-            raise ValueError(f"{printable(word)}: there is no such file, expected a picture or a folder. Name one.")
-        if not word.is_dir():
-            found.append(word)
-            continue
-        entries = [path for path in sorted(word.iterdir()) if not path.name.startswith(".")]
-        pictures = [path for path in entries if path.suffix.lower() in SUFFIXES and not path.is_dir()]
-        for path in entries:
-            if path not in pictures:
-                why = "a folder within a folder" if path.is_dir() else "not named like a picture"
-                skipped.append(f"skipped: {printable(path)}: {why}")
-        if not pictures:
-            endings = ", ".join(SUFFIXES)
-            raise ValueError(f"{printable(word)}: no pictures in this folder, expected {endings}. Name another.")
-        found += pictures
-    return list(dict.fromkeys(found)), skipped
-
-
-def read_photos(words: Sequence[Path]) -> tuple[list[str], Tensor, list[str]]:
-    """Names, pictures ``(Q, 3, 32, 32)`` uint8, and what was skipped. A bad file is refused, in a folder skipped.
-
-    Raises:
-        ValueError: As :func:`read_photo` and :func:`list_photos`; also if nothing is left.
-    """
-    paths, skipped = list_photos(words)
-    names, photos = [], []
-    for path in paths:
-        try:
-            photos.append(read_photo(path))
-            names.append(printable(path))
-        except ValueError as error:
-            if path in words:
-                raise
-            skipped.append(f"skipped: {error}")
-    if not photos:
-        wrong = skipped[-1].removeprefix("skipped: ").partition(", expected")[0]
-        raise ValueError(f"--query: no picture could be read ({wrong}), expected at least one. Name others.")
-    return names, torch.stack(photos), skipped
-
-
-# ---- the network, its gallery ------------------------------------------------------------------------------
-
-
-def load(checkpoint: Checkpoint, root: str) -> tuple[AlexNetClassifier, CIFAR10DataModule]:
-    """Make a checkpoint's network, ready to embed, and the data as it was trained on them; or refuse in one line.
-
-    Args:
-        checkpoint: What ``fit.py`` wrote.
-        root: Folder with CIFAR-10.
-    """
-    path, settings = checkpoint.path, checkpoint.settings
-    if not settings["data"] or not settings["model"] or checkpoint.statistics is None:
-        refuse(f"{path}: does not say which images it was trained on. Use a checkpoint that fit.py wrote.")
-    checkpoint.check_settings()
-    model = AlexNetClassifier(**{**settings["model"], "compile": False})
-    # Model and data agree on the size, so it is kept once.
-    datamodule = CIFAR10DataModule(**settings["data"], image_size=model.net.image_size, root=root)
-    model.load_state_dict(checkpoint.state_dict)
-    datamodule.load_state_dict(checkpoint.statistics)
-    with argument_errors("--"):  # --root is all that comes from the command line
         datamodule.setup("fit")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval(), datamodule
+    except DataError as error:
+        print(printable(f"no neighbours: {error}"), file=sys.stderr)
+        return {}
+    (images, targets), split = datamodule.images_in("train"), datamodule.split.train
+    if k > len(split):
+        refuse(f"--k: {k}, expected at most {len(split)}, the images of {ckpt_path}. Choose fewer.")
+    queries = embed(model, datamodule, photos)  # (Q, D)
+    features, cached = features_of(model, datamodule, ckpt_path, images[split], queries.shape[1])  # (G, D)
+    if not bool(features.isfinite().all() and queries.isfinite().all()):
+        refuse(f"{ckpt_path}: features are NaN or infinite, expected finite ones. Use another checkpoint.")
+    distances, places = nearest_neighbours(queries, features, k)  # (Q, k)
+    names = [[datamodule.class_names[i] for i in row] for row in targets[split[places]].tolist()]
+    origin = "cached" if cached else "now embedded"
+    print(f"{datamodule.description}: {len(split):,} training images ({origin})")
+    return {"distances": distances.tolist(), "names": names, "indices": split[places], "images": images}
 
 
-@torch.inference_mode()
-def embed(model: AlexNetClassifier, datamodule: CIFAR10DataModule, images: Tensor, bar: str = "") -> Tensor:
-    """fc7 of raw images, through the DataModule's own path for a test image.
-
-    Args:
-        model: In evaluation mode.
-        datamodule: With the checkpoint's statistics.
-        images: ``(N, 3, 32, 32)`` uint8.
-        bar: What a progress bar says; empty for none.
-
-    Returns:
-        ``(N, 4096)`` float32 on the CPU.
-    """
-    features = []
-    chunks = images.split(datamodule.batch_size)
-    for chunk in tqdm(chunks, desc=bar, disable=None if bar else True, leave=False):
-        chunk = chunk.to(model.device)
-        labels = torch.zeros(len(chunk), dtype=torch.int64)
-        inputs, _ = datamodule.on_after_batch_transfer(RawBatch(chunk, labels, labels, "centre"), 0)
-        features.append(model.embed(inputs).flatten(1).float().cpu())
-    return torch.cat(features)
-
-
-# ---- the cache ---------------------------------------------------------------------------------------------
-
-
-def gallery_digest(datamodule: CIFAR10DataModule, indices: Tensor, images: Tensor, device: str) -> str:
-    """SHA-256 of all that the gallery's features depend on beside the checkpoint.
-
-    Args:
-        datamodule: What is done with an image.
-        indices: ``(G,)`` int64 places of the images in the training split.
-        images: ``(G, 3, 32, 32)`` uint8.
-        device: Where they are embedded: a GPU rounds otherwise.
-    """
-    how = {key: getattr(datamodule, key) for key in ("crop_size", "image_size", "input_scale")}
-    digest = hashlib.sha256(json.dumps([how, device, torch.__version__], sort_keys=True).encode())
-    for tensor in (indices, images, *datamodule.statistics):
-        digest.update(tensor.contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def cache_folder(path: Path) -> Path:
-    """``retrieval_cache`` in the run's folder; beside a checkpoint that lies elsewhere."""
-    folder = path.resolve().parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / "retrieval_cache"
-
-
-def read_cache(path: Path, key: str, shape: tuple[int, int]) -> Tensor | None:
-    """Features ``shape`` (G, D) that were kept under ``key``; None, and a line on stderr, where they are damaged."""
-    if not path.is_file():
-        return None
-    wrong = damage(path) if sidecar(path).is_file() else "no SHA-256 beside it"
-    if wrong is None:
-        try:
-            kept = load_plain(read_regular(path))
-            features: Tensor = kept["features"]
-            fits = kept["key"] == key and kind(features) == shape and features.dtype == torch.float32
-            if fits and all_finite(features):
-                return features.contiguous()
-            wrong = "of other images"
-        except Exception as error:  # whatever it holds in place of features
-            wrong = f"no features ({type(error).__name__})"
-    print(printable(f"{path}: {wrong}; embedding the training images anew"), file=sys.stderr)
-    return None
-
-
-def gallery_features(
-    model: AlexNetClassifier, datamodule: CIFAR10DataModule, ckpt_path: Path, images: Tensor
-) -> tuple[Tensor, bool]:
-    """The training images' fc7 ``(G, 4096)``, from the cache if it has them, and whether it had."""
-    digest = gallery_digest(datamodule, datamodule.split.train, images, model.device.type)
-    key = f"{hashlib.sha256(ckpt_path.read_bytes()).hexdigest()} {digest}"
-    path = cache_folder(ckpt_path) / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.pt"
-    kept = read_cache(path, key, (len(images), model.net.fc7.out_features))
-    if kept is not None:
-        return kept, True
-    features = embed(model, datamodule, images, "embedding the training images")
-    try:
-        if path.parent.is_symlink():  # to a folder of other files, maybe
-            raise OSError(0, "its folder is a link")
-        write_checkpoint({"key": key, "features": features}, path)
-    except OSError as error:
-        why = reason(error.__cause__ or error)
-        print(printable(f"{path}: can't be written ({why}); the next time takes as long"), file=sys.stderr)
-    return features, False
-
-
-# ---- what is shown -----------------------------------------------------------------------------------------
-
-
-def table_rows(names: Sequence[str], distances: Tensor, indices: Tensor, classes: Sequence[str]) -> list[Row]:
-    """The table: query by query, nearest first.
-
-    Args:
-        names: Of the Q queries.
-        distances: ``(Q, k)``.
-        indices: ``(Q, k)`` places in the training split.
-        classes: The name of each training image's class.
-    """
-    return [
-        (name, rank, index, classes[index], distance)
-        for name, *row in zip(names, indices.tolist(), distances.tolist(), strict=True)
-        for rank, (index, distance) in enumerate(zip(*row, strict=True), start=1)
-    ]
+def rows_of(names: Sequence[str], probabilities: Tensor, classes: Sequence[str], found: dict[str, Any]) -> list[Row]:
+    """The table: picture by picture, the most probable labels and then the neighbours, nearest first."""
+    rows: list[Row] = []
+    values, labels = probabilities.sort(dim=1, descending=True, stable=True)
+    for i, name in enumerate(names):
+        best = zip(labels[i, :SHOWN_LABELS].tolist(), values[i, :SHOWN_LABELS].tolist(), strict=True)
+        rows += [(name, "label", rank, classes[label], value, None) for rank, (label, value) in enumerate(best, 1)]
+        if found:
+            near = zip(found["names"][i], found["distances"][i], found["indices"][i].tolist(), strict=True)
+            rows += [(name, "neighbour", rank, *neighbour) for rank, neighbour in enumerate(near, 1)]
+    return rows
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """The table as a file: ``query,rank,index,class,distance``."""
+    """The table as a file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows([*row[:4], f"{row[4]:.6g}"] for row in rows)
+    writer.writerows([*row[:4], f"{row[4]:.6g}", "" if row[5] is None else row[5]] for row in rows)
     return text.getvalue()
 
 
+def as_json(path: Path, rows: Sequence[Row], probabilities: Tensor, classes: Sequence[str]) -> str:
+    """The same for programs, with every label's probability, of the checkpoint at ``path``."""
+    names = dict.fromkeys(row[0] for row in rows)
+    pictures = [
+        {
+            "picture": name,
+            "probabilities": dict(zip(classes, values.tolist(), strict=True)),
+            "neighbours": [
+                {"class": row[3], "distance": row[4], "index": row[5]} for row in rows if row[:2] == (name, "neighbour")
+            ],
+        }
+        for name, values in zip(names, probabilities, strict=True)
+    ]
+    return json.dumps({"software": SOFTWARE[1], "checkpoint": str(path), "pictures": pictures}, indent=2) + "\n"
+
+
 def print_table(rows: Sequence[Row]) -> None:
-    """Print the table to the console, with a rule after each query's last neighbour."""
-    table = Table(*COLUMNS)
-    k = max(rank for _, rank, *_ in rows)
+    """Print what is said of each picture, and its nearest neighbour, to the console."""
+    table = Table("picture", "label", "probability", "nearest", "distance")
     for row in rows:
-        table.add_row(*map(str, row[:4]), f"{row[4]:#.4g}", end_section=row[1] == k)
+        if row[1] == "label" and row[2] == 1:
+            near = next((r for r in rows if r[0] == row[0] and r[1:3] == ("neighbour", 1)), None)
+            table.add_row(row[0], row[3], f"{100 * row[4]:.1f} %", *((near[3], f"{near[4]:#.4g}") if near else "--"))
     Console(markup=False, emoji=False).print(table)  # a file may be called [red].png
 
 
@@ -357,76 +147,59 @@ def short_names(names: Sequence[str]) -> list[str]:
     return next((short for short in candidates if len(set(short)) == len(short)), candidates[-1])
 
 
-# ---- the command line --------------------------------------------------------------------------------------
-
-
-def parse(words: Sequence[str] | None) -> argparse.Namespace:
-    """The options, checked before anything that takes time."""
-    parser = ScriptParser("retrieve.py", __doc__)
-    parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint that fit.py wrote")
-    parser.add_argument("--query", type=Path, nargs="+", required=True, metavar="PATH", help="pictures, or folders")
-    parser.add_argument("--k", type=int, default=6, help="neighbours of each; 6 in the paper's Figure 4")
-    parser.add_argument("--out", type=Path, default=Path("retrieval.png"), help="the panel; the table lies beside it")
-    parser.add_argument("--root", default="data", help="folder with CIFAR-10, as fit.py's --data.root")
-    options = parser.parse_args(words)
-    if options.k < 1:
-        parser.error(f"--k: {options.k}, expected 1 or more")
-    if options.out.suffix.lower() != ".png" or options.out.is_dir():
-        parser.error(f"--out: {options.out}, expected a file that ends in .png")
-    if not options.out.resolve().parent.is_dir():
-        parser.error(f"--out: {options.out}, expected a file in a folder that is there")
-    return options
-
-
 def main(words: Sequence[str] | None = None) -> None:
-    """Retrieve the neighbours of the pictures on the command line; None takes it from ``sys.argv``."""
+    """Say what there is to say of the pictures on the command line; None takes it from ``sys.argv``."""
     options = parse(words)
     with argument_errors(""):
-        outputs = {options.out: "\0".join(SOFTWARE), options.out.with_suffix(".csv"): ",".join(COLUMNS)}
-        inputs, _ = list_photos(options.query)
-        for output, mark in outputs.items():
-            check_output("--out", output, mark, inputs)
-        names, photos, skipped = read_photos(options.query)
+        marks = {".png": "\0".join(SOFTWARE), ".csv": ",".join(COLUMNS), ".json": f'"software": "{SOFTWARE[1]}"'}
+        inputs, _ = list_photos(options.photos)
+        for ending, mark in marks.items():
+            check_output("--out", options.out.with_suffix(ending), mark, inputs)
+        names, photos, skipped = read_photos(options.photos)
         for line in skipped:
             print(line, file=sys.stderr)
         checkpoint = Checkpoint.read(options.ckpt_path)
         path = checkpoint.path
-        model, datamodule = load(checkpoint, options.root)
-        images, targets = datamodule.images_in("train")
-        split = datamodule.split.train
-        gallery = images[split]  # (G, 3, 32, 32)
-        if options.k > len(gallery):
-            refuse(f"--k: {options.k}, expected at most {len(gallery)}, the images of {path}. Choose fewer.")
-        features, cached = gallery_features(model, datamodule, path, gallery)
-        queries = embed(model, datamodule, photos)
-        if not bool(features.isfinite().all() and queries.isfinite().all()):
-            refuse(f"{path}: features are NaN or infinite, expected finite ones. Use another checkpoint.")
-        distances, places = nearest_neighbours(queries, features, options.k)  # (Q, k)
+        model, datamodule = load(checkpoint, options.root, options.test_crops)
+        probabilities = probabilities_of(model, datamodule, photos)
+        if not bool(probabilities.isfinite().all()):
+            refuse(f"{path}: probabilities are NaN, expected finite ones. Use another checkpoint.")
+        count = probabilities.shape[1]
+        classes = [*datamodule.class_names, *(f"class {i}" for i in range(len(datamodule.class_names), count))][:count]
+        found = neighbours_of(model, datamodule, path, photos, options.k) if options.k else {}
+        shown = photos[:SHOWN_PHOTOS]
+        seen, heat = None, None
+        if find_spec("captum"):
+            seen, heat = seen_and_heat(model, datamodule, shown)
+        else:
+            print('no evidence: captum is not there. Run pip install -e ".[explain]".', file=sys.stderr)
 
-        rows = table_rows(names, distances, split[places], [datamodule.class_names[t] for t in targets.tolist()])
-        shown = places[:SHOWN_QUERIES, :SHOWN_NEIGHBOURS]
-        panel = retrieval_panel(
-            photos[: len(shown)].float() / 255,
-            gallery[shown].float() / 255,
-            [None] * len(shown),
-            targets[split[shown]].tolist(),
-            distances[:SHOWN_QUERIES, :SHOWN_NEIGHBOURS].tolist(),
-            datamodule.class_names,
+        rows = rows_of(names, probabilities, classes, found)
+        near = found["indices"][: len(shown), :SHOWN_NEIGHBOURS] if found else None
+        panel = photo_panel(
+            shown.float() / 255,
+            short_names(names[: len(shown)]),
+            probabilities,
+            classes,
+            seen,
+            heat,
+            found["images"][near].float() / 255 if found else None,
+            found.get("names", ()),
+            found.get("distances", ()),
             "your pictures, at the data set's 32x32 pixels",
-            query_names=short_names(names[: len(shown)]),
         )
         picture, text = io.BytesIO(), PngImagePlugin.PngInfo()
         text.add_text(*SOFTWARE)
         Image.fromarray(panel.permute(1, 2, 0).numpy()).save(picture, "PNG", pnginfo=text)
-        write_whole(options.out, picture.getvalue())
-        write_whole(options.out.with_suffix(".csv"), as_csv(rows))
-    print_table(rows[: len(shown) * options.k])
-    if shown.shape != places.shape:
-        rows_shown, columns_shown = shown.shape
-        print(f"shown: {rows_shown} of {len(names)} queries; in the panel {columns_shown} of {options.k} neighbours")
-    print(printable(f"written: {options.out}, {options.out.with_suffix('.csv')}"))
-    origin = "cached" if cached else "now embedded"
-    print(f"{datamodule.description}: {len(gallery):,} training images ({origin})")
+        contents: dict[str, bytes | str] = {".png": picture.getvalue(), ".csv": as_csv(rows)}
+        contents[".json"] = as_json(path, rows, probabilities, classes)
+        for ending, content in contents.items():
+            write_whole(options.out.with_suffix(ending), content)
+    print_table([row for row in rows if row[0] in names[: len(shown)]])
+    if len(shown) < len(names) or options.k > SHOWN_NEIGHBOURS:
+        columns = min(options.k, SHOWN_NEIGHBOURS)
+        print(f"shown: {len(shown)} of {len(names)} pictures; in the panel {columns} of {options.k} neighbours")
+    print(printable(f"written: {', '.join(str(options.out.with_suffix(ending)) for ending in contents)}"))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def test_threads_soon_wait_asleep_unless_the_user_says_otherwise(said: dict[str,
     assert out.split() == [*found.split(), "False"]
 
 
-@pytest.mark.parametrize("name", ["ablate", "benchmark", "fit", "plateau", "retrieve", "runs", "tables"])
+@pytest.mark.parametrize("name", ["ablate", "benchmark", "fit", "plateau", "predict", "runs", "tables"])
 def test_each_script_imports_it_first(name: str) -> None:
     lines = (ROOT / f"scripts/{name}.py").read_text(encoding="utf-8").splitlines()
     imports = [line for line in lines if line.startswith(("import ", "from ")) and "__future__" not in line]
