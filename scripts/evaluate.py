@@ -1,0 +1,206 @@
+"""Test a network on more than the test set: on it made worse, and on other images of the same classes.
+
+python scripts/evaluate.py --ckpt_path logs/alexnet/version_0/checkpoints/best.ckpt
+python scripts/evaluate.py --ckpt_path best.ckpt --baseline no_lrn.ckpt --data cifar-10.1/ --images 2000
+
+Top-1 and top-5 of the test split, of five corruptions of it at five strengths each (`datamodules/corruptions.py`: not
+CIFAR-10-C's), and of each folder of ``--data``, in a layout that fit.py reads or as CIFAR-10.1's .npy files. One centre
+crop. The mean corruption error is the mean of the five kinds', each its errors at all strengths as a share of the
+baseline's. Writes ``evaluation.json``, ``.csv`` and ``.png`` (``--out``).
+"""
+
+from __future__ import annotations
+
+from running.start import script
+
+# isort: split
+import argparse
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from rich.console import Console
+from rich.table import Table
+from running.checkpoint import Checkpoint
+from running.errors import ScriptParser, argument_errors, printable, refuse
+from running.figures import percent
+from running.gallery import load, probabilities_of
+from running.outputs import check_output
+from torch import Tensor
+from tqdm import tqdm
+
+from callbacks.checkpoints.files import write_whole
+from datamodules import CIFAR10DataModule
+from datamodules.corruptions import CORRUPTIONS
+from datamodules.sources import find_cifar10, load_cifar10
+from datamodules.sources.arrays import load_arrays
+from datamodules.subset import alternating
+from lightning_modules import AlexNetClassifier
+
+SOFTWARE = "evaluate.py"  # by which the files are known
+COLUMNS = ("images", "strength", "size", "top1", "top5", "baseline_top1")
+
+
+class Score(NamedTuple):
+    """How many of some images were right."""
+
+    images: str  # "test", a corruption, or a folder's name
+    strength: float | None  # a corruption's
+    size: int
+    top1: float
+    top5: float
+
+
+def score(model: AlexNetClassifier, data: CIFAR10DataModule, images: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Top-1 and top-5, in ``[0, 1]``, of raw images ``(N, 3, 32, 32)`` uint8."""
+    best = probabilities_of(model, data, images).topk(5, dim=1).indices
+    right = best == targets[:, None]
+    return float(right[:, 0].double().mean()), float(right.any(1).double().mean())
+
+
+def scores_of(
+    checkpoint: Checkpoint, root: str, folders: Mapping[str, tuple[Tensor, Tensor]], most: int | None
+) -> list[Score]:
+    """All of a checkpoint's scores: the test split, its corruptions, the folders."""
+    model, data = load(checkpoint, root, 1)
+    data.setup("test")
+    images, targets = data.images_in("test")
+    chosen = alternating(targets, torch.arange(len(targets)))[:most]  # a sample of all classes
+    images, targets = images[chosen], targets[chosen]
+    sets: list[tuple[str, float | None]] = [("test", None)]
+    sets += [(name, strength) for name, (_, strengths) in CORRUPTIONS.items() for strength in strengths]
+    found = []
+    for name, strength in tqdm(sets, desc=f"testing {checkpoint.path.name}", disable=None, leave=False):
+        seen = images if strength is None else CORRUPTIONS[name][0](images, strength)
+        found.append(Score(name, strength, len(images), *score(model, data, seen, targets)))
+    for name, (others, theirs) in folders.items():
+        found.append(Score(name, None, len(others), *score(model, data, others, theirs)))
+    return found
+
+
+def corruption_error(ours: Sequence[Score], baseline: Sequence[Score]) -> float:
+    """The mean over kinds of our errors at all strengths, as a share of the baseline's: 1 where both are alike."""
+
+    def errors(scores: Sequence[Score], kind: str) -> float:
+        return sum((1 - s.top1) * s.size for s in scores if s.images == kind and s.strength is not None)
+
+    # As if a baseline without an error had one.
+    return statistics.fmean(errors(ours, kind) / max(1, errors(baseline, kind)) for kind in CORRUPTIONS)
+
+
+def read_folder(folder: Path) -> tuple[Tensor, Tensor]:
+    """The test images of a folder, and their labels."""
+    if not folder.is_dir():
+        raise ValueError(f"--data: {folder}, expected a folder of images. Name one.")
+    if arrays := load_arrays(folder):
+        return arrays
+    layout = find_cifar10(folder)
+    if layout is None:
+        expected = "*_data.npy with *_labels.npy, or CIFAR-10 in a layout that fit.py reads"
+        raise ValueError(f"--data: {folder} holds no images that are read, expected {expected}. Name another.")
+    return load_cifar10(layout, "test")
+
+
+def figure_of(ours: Sequence[Score], baseline: Sequence[Score]) -> Figure:
+    """Top-1 over the strength of each corruption, with the uncorrupted test at 0."""
+    figure = Figure(figsize=(11, 3), dpi=120, layout="constrained")
+    for place, (axis, kind) in enumerate(
+        zip(figure.subplots(1, len(CORRUPTIONS), sharey=True), CORRUPTIONS, strict=True)
+    ):
+        for label, scores, style in (("this network", ours, "o-"), ("baseline", baseline, "s--")):
+            values = [s.top1 for s in scores if s.images == "test" or (s.images == kind and s.strength is not None)]
+            if values:
+                axis.plot(range(len(values)), values, style, label=label, markersize=4)
+        axis.set(title=kind, xlabel="strength", ylabel="" if place else "test top-1")
+        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.grid(alpha=0.25)
+        axis.set_ylim(bottom=0)
+    if baseline:
+        axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def as_csv(ours: Sequence[Score], baseline: Sequence[Score]) -> str:
+    """The table as a file."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for place, found in enumerate(ours):
+        strength = "" if found.strength is None else found.strength
+        writer.writerow([found.images, strength, *found[2:], baseline[place].top1 if baseline else ""])
+    return text.getvalue()
+
+
+def print_table(ours: Sequence[Score], baseline: Sequence[Score]) -> None:
+    """A row for the test, for each corruption its five strengths, and for each folder."""
+    table = Table("images", "top-1", "top-5", *(["baseline top-1"] if baseline else []))
+    for name in dict.fromkeys(found.images for found in ours):
+        places = [i for i, found in enumerate(ours) if found.images == name]
+        cells = [", ".join(percent([getattr(ours[i], part)]) for i in places) for part in ("top1", "top5")]
+        cells += [", ".join(percent([baseline[i].top1]) for i in places)] if baseline else []
+        table.add_row(f"{name}, {ours[places[0]].size:,}", *cells)
+    Console(markup=False, emoji=False).print(table)
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """The options, checked before anything that takes time."""
+    parser = ScriptParser("evaluate.py", __doc__)
+    parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint that fit.py wrote")
+    parser.add_argument("--baseline", type=Path, metavar="CKPT", help="another, which the errors are held against")
+    parser.add_argument("--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="other images to test on")
+    parser.add_argument("--images", type=int, help="so many of the test split's; a quick look (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("evaluation.json"), help="figures; .csv and .png lie beside")
+    parser.add_argument("--root", default="data", help="folder with CIFAR-10, as fit.py's --data.root")
+    options = parser.parse_args(words)
+    if options.images is not None and options.images < 1:
+        parser.error(f"--images: {options.images}, expected 1 or more")
+    if options.out.suffix.lower() != ".json" or options.out.is_dir():
+        parser.error(f"--out: {options.out}, expected a file that ends in .json")
+    if not options.out.resolve().parent.is_dir():
+        parser.error(f"--out: {options.out}, expected a file in a folder that is there")
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Test, and write down what came of it."""
+    options = parse(words)
+    with argument_errors("--"):
+        marks = {".json": f'"software": "{SOFTWARE}"', ".csv": ",".join(COLUMNS), ".png": "Matplotlib"}
+        for ending, mark in marks.items():
+            check_output("--out", options.out.with_suffix(ending), mark)
+        folders = {path.name or str(path): read_folder(path) for path in options.data}
+        if clash := folders.keys() & {"test", *CORRUPTIONS}:
+            refuse(f"--data: {clash.pop()}, expected another name than a corruption's. Rename the folder.")
+        checkpoints = [Checkpoint.read(path) for path in (options.ckpt_path, options.baseline) if path]
+        ours, *others = (scores_of(each, options.root, folders, options.images) for each in checkpoints)
+        baseline = others[0] if others else []
+        figures: dict[str, Any] = {
+            "software": SOFTWARE,
+            "checkpoint": str(options.ckpt_path),
+            "baseline": str(options.baseline) if options.baseline else None,
+            "mean_corruption_error": corruption_error(ours, baseline) if baseline else None,
+            "scores": [found._asdict() for found in ours],
+            "baseline_scores": [found._asdict() for found in baseline],
+        }
+        picture = io.BytesIO()
+        figure_of(ours, baseline).savefig(picture, format="png")
+        contents: dict[str, bytes | str] = {".json": json.dumps(figures, indent=2) + "\n", ".png": picture.getvalue()}
+        contents[".csv"] = as_csv(ours, baseline)
+        for ending, content in contents.items():
+            write_whole(options.out.with_suffix(ending), content)
+    print_table(ours, baseline)
+    if baseline:
+        print(f"mean corruption error: {100 * figures['mean_corruption_error']:.1f} % of the baseline's")
+    print(printable(f"written: {', '.join(str(options.out.with_suffix(ending)) for ending in marks)}"))
+
+
+if __name__ == "__main__":
+    with script():
+        main()
