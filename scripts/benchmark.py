@@ -49,6 +49,7 @@ from lightning import Callback, Trainer
 from rich.console import Console
 from rich.table import Table
 from running.errors import ScriptParser
+from running.figures import read_figures
 from running.machine import processor, versions
 from running.markdown import COMPARED, compared, rounded
 from running.memory import keep_memory
@@ -255,7 +256,7 @@ def make_step(plain: bool, batch: int, steps: int = 1, **settings: Any) -> Job:
     return lambda: timed(lambda: [step() for _ in range(steps)])
 
 
-def step_rows(batch: int = 128, rounds: int = 5, **network: Any) -> list[Row]:
+def step_rows(batch: int = 128, rounds: int = 3, **network: Any) -> list[Row]:
     """A full step: ours against the plain one, against ours without LRN, and against the cores' peak."""
     settings = {"batch": batch, **PAPER, **network}
     matrices = torch.randn(2, PRODUCT_SIZE, PRODUCT_SIZE)
@@ -397,7 +398,7 @@ def step_times(steps: int, network: dict[str, Any], batch: int = 128) -> list[fl
     return [when for (when,) in run_fit(StepClock, {"steps": steps}, **flags)]
 
 
-def loop_rows(rounds: int = 5, skip: int = 5, steps: int = 20, batch: int = 128, **network: Any) -> list[Row]:
+def loop_rows(rounds: int = 3, skip: int = 5, steps: int = 20, batch: int = 128, **network: Any) -> list[Row]:
     """``fit.py``'s loop after ``skip`` steps, at default.yaml's size, against the bare loop on one batch in memory."""
     settings = {**DEFAULT["model"], "schedule": "constant", **network}
 
@@ -683,7 +684,7 @@ def accuracy_row(what: str, target: float, ours: list[Validations], peers: list[
     return {**row(what, mine, "s", spent, f"plain PyTorch, not within that: {100 * best:.1f} %"), "ratio": None}
 
 
-def accuracy_rows(target: float = 0.6, rounds: int = 1, patience: float = 5, **changes: Any) -> list[Row]:
+def accuracy_rows(target: float = 0.6, rounds: int = 1, patience: float = 3, **changes: Any) -> list[Row]:
     """Seconds from a process's start until validation top-1 is ``target``: best10.yaml against the plain loop.
 
     Each round has a seed of its own. The plain loop gives up after ``patience`` times our seconds. ``changes`` are
@@ -738,12 +739,21 @@ def machine() -> dict[str, Any]:
     }
 
 
+def measured_before(path: Path, about: dict[str, Any], quick: bool) -> list[Row]:
+    """The rows of an earlier run in the file, if it was on this machine with these versions; else none."""
+    if not path.exists():
+        return []
+    found = read_figures(path, "Delete it, or choose another file")
+    same = all(found["machine"].get(key) == about[key] for key in ("processor", "cores", "threads", "versions"))
+    return list(found["rows"]) if same and found["quick"] == quick else []
+
+
 def main(words: list[str] | None = None) -> None:
     """Measure the sections that are asked for, and show them."""
     parser = ScriptParser("benchmark.py", __doc__)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--quick", action="store_true", help="toy sizes, one round: a trial of the tool itself")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="keep the figures there, beside other sections'")
     arguments = parser.parse_args(words)
     if arguments.json and not arguments.json.resolve().parent.is_dir():
         parser.error(f"json: {arguments.json}, expected a path in a folder that is there")
@@ -752,6 +762,7 @@ def main(words: list[str] | None = None) -> None:
 
     keep_memory()  # for what is measured in this process
     about, rows = machine(), list[Row]()
+    before = measured_before(arguments.json, about, arguments.quick) if arguments.json else []
     title = f"{about['processor']}, {about['cores']} cores, torch {about['versions']['torch']}, {about['date'][:10]}"
     table = Table(*COMPARED, title=title)
     if about["load"] and about["load"] > 0.5:
@@ -760,11 +771,14 @@ def main(words: list[str] | None = None) -> None:
         print(f"measuring {section} ...", file=sys.stderr, flush=True)
         measure, quick = SECTIONS[section]
         for line in measure(**(quick if arguments.quick else {})):
-            rows.append({"section": section, **line})
+            rows.append({"section": section, **line, "date": about["date"][:10]})
             table.add_row(*compared(line))
         table.add_section()
         if arguments.json:  # after each section: a run that is cut short leaves what it has
-            contents = {"machine": about, "quick": arguments.quick, "rows": rows}
+            done = {row["section"] for row in rows}
+            kept = [row for row in before if row["section"] not in done] + rows
+            kept.sort(key=lambda row: list(SECTIONS).index(row["section"]))
+            contents = {"machine": about, "quick": arguments.quick, "rows": kept}
             arguments.json.write_text(json.dumps(contents, indent=2) + "\n")
     Console().print(table)
 

@@ -217,7 +217,7 @@ def test_as_a_script() -> None:
     sections = [row["section"] for row in contents["rows"]]
     assert sections[:14] == ["lrn"] * 4 + ["startup"] * 10
     assert {*sections[14:]} == {"accuracy"}  # one row, or one of each precision
-    assert set(contents["rows"][0]) == {"section", "what", "ours", "peer", "unit", "ratio", "against"}
+    assert set(contents["rows"][0]) == {"section", "what", "ours", "peer", "unit", "ratio", "against", "date"}
     check(contents["rows"])
 
 
@@ -239,6 +239,26 @@ def test_retrieval_without_its_peers_is_said_and_ours_measured(
 def test_refusals_take_one_line(words: list[str], wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status(main, *words) == 2
     assert wrong in complaint(capsys)
+
+
+def test_a_section_that_is_measured_again_takes_its_own_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the same machine; on another the file begins anew."""
+    value = iter(range(1, 10))
+
+    def measure() -> list[benchmark.Row]:
+        return [row("it", next(value), "s")]
+
+    monkeypatch.setattr(benchmark, "SECTIONS", {name: (measure, {}) for name in ("lrn", "step", "loop")})
+
+    def run(*sections: str) -> list[tuple[str, float]]:
+        assert status(main, "--only", *sections, "--json", "out.json") == 0
+        rows = json.loads(Path("out.json").read_text(encoding="utf-8"))["rows"]
+        return [(row["section"], row["ours"]) for row in rows]
+
+    assert run("lrn", "loop") == [("lrn", 1), ("loop", 2)]
+    assert run("step", "lrn") == [("lrn", 4), ("step", 3), ("loop", 2)]
+    monkeypatch.setattr(benchmark, "processor", lambda: "another")
+    assert run("step") == [("step", 5)]
 
 
 def test_busy_programs_are_gone_afterwards() -> None:
