@@ -22,6 +22,7 @@ from PIL import Image
 
 RUN = Path("logs/alexnet-shapes10/version_0")
 DRAWN = ("confusion/val", "confusion/test", "embedding/val", "predictions/val", "predictions/test", "retrieval/test")
+DRAWN += ("calibration/val", "calibration/test", "top_losses/test")
 # The newest of each; the test's bears the best epoch.
 PICTURES = {tag: f"{tag}_epoch_*.png" for tag in DRAWN} | {"filters/conv1": "conv1_filters/epoch_*.png"}
 
