@@ -82,5 +82,6 @@ class Calibration(EveryNEpochs):
         if bool(rows.isnan().any()):
             self.warn(f"probabilities are NaN after epoch {epochs}: nothing shown.")
             return
-        title = f"{stage} images after epoch {epochs}: {len(rows):,}"
-        self.draw(trainer, "calibration", stage, epochs, reliability_diagram(*rows.T, title=title))
+        confidences, right = rows.T
+        image = reliability_diagram(confidences, right, f"{len(rows):,} {stage} images after epoch {epochs}")
+        self.draw(trainer, "calibration", stage, epochs, image)

@@ -55,21 +55,21 @@ def reliability_diagram(confidences: Tensor, right: Tensor, title: str = "") -> 
     if not len(confidences) or bool(confidences.isnan().any()):
         raise ValueError("confidences: none, or NaN among them, expected numbers in [0, 1]. Leave such images out.")
     counts, confidence, accuracy = binned(confidences, right)
-    canvas = Canvas(LEFT + SIDE + 200, HISTOGRAM_TOP + HISTOGRAM_HEIGHT + 60)
+    canvas = Canvas(LEFT + SIDE + 210, HISTOGRAM_TOP + HISTOGRAM_HEIGHT + 60)
     canvas.text(16, 19, title, size=11, bold=True)
     error, sure = 100 * calibration_error(confidences, right), 100 * float(confidences.double().mean())
     correct = 100 * float(right.double().mean())
-    apart = f"ECE {error:.2f} %: confidence and accuracy are {error:.2f} points apart, in the mean over images"
-    canvas.text(16, 42, apart)
+    how = "how far a bin's accuracy is from its confidence, in the mean over images"
+    canvas.text(16, 42, f"expected calibration error (ECE) {error:.2f} %: {how}")
     _draw_diagram(canvas, counts, confidence, accuracy)
     _draw_histogram(canvas, counts)
     x = LEFT + SIDE + 24
-    for i, (colour, name) in enumerate(((ACCURACY, "accuracy"), (GAP, "from there to confidence"))):
+    for i, (colour, name) in enumerate(((ACCURACY, "accuracy"), (GAP, "gap to mean confidence"))):
         canvas.bar(x, TOP + 22 * i, 14, 14, colour)
         canvas.text(x + 22, TOP + 22 * i + 7, name)
     canvas.text(x, TOP + 51, "dashed: as right as sure")
     said = "too sure" if sure > correct else "not sure enough"
-    for i, line in enumerate((f"confidence {sure:.2f} %", f"accuracy {correct:.2f} %", said)):
+    for i, line in enumerate((f"mean confidence {sure:.2f} %", f"accuracy {correct:.2f} %", f"on average {said}")):
         canvas.text(x, TOP + 96 + 22 * i, line, size=9.5)
     return canvas.pixels()
 

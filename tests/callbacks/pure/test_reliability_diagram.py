@@ -62,8 +62,8 @@ def test_the_diagram(written: list[str]) -> None:
     assert not heights(image, 3, TOP, TOP + SIDE, ACCURACY)
     error = 0.25 * 5 + 0.75 * 48
     assert written[0] == "a title"
-    assert written[1].startswith(f"ECE {error:.2f} %")
-    assert {"too sure", "accuracy 57.50 %", "confidence 94.75 %", "10", "30"} <= {*written}
+    assert written[1].startswith(f"expected calibration error (ECE) {error:.2f} %")
+    assert {"on average too sure", "accuracy 57.50 %", "mean confidence 94.75 %", "10", "30"} <= {*written}
     assert len([text for text in written if text == "0"]) == BINS - 2
 
 
@@ -71,7 +71,7 @@ def test_unsure_and_refused(written: list[str]) -> None:
     image = reliability_diagram(torch.tensor([0.25]), torch.tensor([1]))
     gaps = heights(image, 3, TOP, TOP + SIDE, GAP)  # from the top down
     assert min(gaps) == pytest.approx(0.25 * SIDE, abs=3)
-    assert "not sure enough" in written
+    assert "on average not sure enough" in written
     for bad in (torch.zeros(0), torch.tensor([float("nan")])):
         with pytest.raises(ValueError, match="confidences: none, or NaN among them"):
             reliability_diagram(bad, torch.ones(len(bad)))
