@@ -2,6 +2,7 @@
 
 from callbacks.activation_stats import ActivationStats
 from callbacks.base import Looking
+from callbacks.calibration import Calibration
 from callbacks.confusion_matrix import ConfusionMatrix
 from callbacks.conv1_filters import Conv1Filters
 from callbacks.embedding_projector import EmbeddingProjector
@@ -9,6 +10,7 @@ from callbacks.explanations import Explanations
 from callbacks.nearest_neighbours import NearestNeighbours
 from callbacks.overview import Overview
 from callbacks.predictions import Predictions
+from callbacks.top_losses import TopLosses
 from callbacks.training_health import TrainingHealth
 from callbacks.whiten_conv1 import WhitenConv1 as WhitenConv1
 
@@ -18,6 +20,8 @@ LOOKS: dict[str, type[Looking]] = {
     "nearest_neighbours": NearestNeighbours,
     "predictions": Predictions,
     "confusion_matrix": ConfusionMatrix,
+    "top_losses": TopLosses,
+    "calibration": Calibration,
     "activation_stats": ActivationStats,
     "embedding_projector": EmbeddingProjector,
     "explanations": Explanations,

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import WarningCache, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from torch import Tensor, nn
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from callbacks.checkpoints.files import write_whole
 from callbacks.checkpoints.progress import trained_epochs
@@ -43,6 +44,9 @@ class LookedAtData(Protocol):
 
     Both loaders are a ``DataLoader`` of batches, of ``batch_size`` and in order, that :func:`to_model` takes. Their
     datasets have a length, and ``fetch(places)``, which gives the images at a list of places as one such batch.
+
+    The test's own loader may go through the images in another order: its dataset's ``indices``, as torch's ``Subset``
+    has them, say where they lie in ``query_dataloader("test")``.
     """
 
     @property
@@ -109,6 +113,28 @@ def forward(trainer: Trainer, part: Callable[[Tensor], Tensor], images: Tensor) 
     """What a part of the model, such as ``embed``, makes of images in the run's precision: float32."""
     with trainer.precision_plugin.forward_context():
         return part(images).float()
+
+
+def log_probabilities_in(outputs: Any, callback: Callback, pl_module: LightningModule) -> Tensor:
+    """What ``validation_step`` or ``test_step`` returned for a callback: ``(B, C)``, float32 or better, at most 0.
+
+    Raises:
+        TypeError: If there is no such thing in it.
+    """
+    if not isinstance(outputs, Mapping) or "log_probabilities" not in outputs:
+        raise TypeError(
+            f"{type(callback).__name__} needs validation_step and test_step to return a mapping with "
+            f"log_probabilities, got {type(outputs).__name__} from {type(pl_module).__name__}"
+        )
+    found: Tensor = outputs["log_probabilities"].detach()
+    return found.to(torch.promote_types(found.dtype, torch.float32)).clamp(max=0)  # rounding may lift ten crops' above
+
+
+def gather_rows(trainer: Trainer, rows: Tensor) -> Tensor:
+    """The rows ``(n, ...)`` of all processes, one's after another's, on the CPU; some may have fewer, or none."""
+    if trainer.world_size > 1:
+        rows = torch.cat(gather_all_tensors(rows.to(trainer.strategy.root_device)))
+    return rows.cpu()
 
 
 @contextmanager
@@ -227,6 +253,7 @@ class Looking(Callback):
     def __init__(self, enabled: bool = True) -> None:
         super().__init__()
         self.enabled = enabled
+        self._loaded_epochs: int | None = None  # how long the checkpoint under test was trained
 
     def disabled(self, trainer: Trainer) -> bool:
         """Whether nothing is to be done: it is switched off, or ``fast_dev_run`` is on."""
@@ -237,8 +264,20 @@ class Looking(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raise a ``TypeError`` at once, not after hours of training, if model or DataModule lack what is asked for."""
+        self._loaded_epochs = None
         if not self.disabled(trainer):
             check_contracts(self, trainer, pl_module)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._loaded_epochs = trained_epochs(checkpoint)
+
+    def epochs_under_test(self, trainer: Trainer) -> int:
+        """How many epochs the network under test was trained for."""
+        return trainer.current_epoch if self._loaded_epochs is None else self._loaded_epochs
+
+    def draw(self, trainer: Trainer, name: str, stage: Stage, epochs: int, image: Tensor) -> None:
+        """Write an image of a stage, such as ``name/val`` and ``name/val_epoch_003.png``: see :func:`write_image`."""
+        write_image(trainer, f"{name}/{stage}", f"{name}/{stage}_epoch_{epochs:03d}.png", image)
 
 
 class EveryNEpochs(Looking):
@@ -256,26 +295,14 @@ class EveryNEpochs(Looking):
         check_at_least(0, every_n_epochs=every_n_epochs)
         self.every_n_epochs = every_n_epochs
         self._looked: int | None = None  # step of the newest look in fit
-        self._loaded_epochs: int | None = None  # how long the checkpoint under test was trained
 
     def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
         """Look, in every process, without gradients, at a network that was trained for so many epochs."""
         raise NotImplementedError
 
-    def draw(self, trainer: Trainer, name: str, stage: Stage, epochs: int, image: Tensor) -> None:
-        """Write an image of a stage, such as ``name/val`` and ``name/val_epoch_003.png``: see :func:`write_image`."""
-        write_image(trainer, f"{name}/{stage}", f"{name}/{stage}_epoch_{epochs:03d}.png", image)
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._looked = self._loaded_epochs = None
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._loaded_epochs = trained_epochs(checkpoint)
-
-    def epochs_under_test(self, trainer: Trainer) -> int:
-        """How many epochs the network under test was trained for."""
-        return trainer.current_epoch if self._loaded_epochs is None else self._loaded_epochs
+        self._looked = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._look_once(trainer, pl_module, trainer.current_epoch, self.at_start)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -11,7 +10,15 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from callbacks.base import EveryNEpochs, Stage, check_at_least, datamodule_of, rgb_of, write_text
+from callbacks.base import (
+    EveryNEpochs,
+    Stage,
+    check_at_least,
+    datamodule_of,
+    log_probabilities_in,
+    rgb_of,
+    write_text,
+)
 from callbacks.pure.canvas import to_uint8
 from callbacks.pure.confusion_panel import Pair, confusion_panel, confusion_text, most_confused
 
@@ -76,13 +83,8 @@ class ConfusionMatrix(EveryNEpochs):
     ) -> None:
         if self.disabled(trainer) or trainer.sanity_checking:
             return
-        if not isinstance(outputs, Mapping) or "log_probabilities" not in outputs:
-            raise TypeError(
-                "ConfusionMatrix needs validation_step and test_step to return a mapping with log_probabilities, "
-                f"got {type(outputs).__name__} from {type(pl_module).__name__}"
-            )
         images, targets = batch
-        log_probabilities: Tensor = outputs["log_probabilities"].detach()
+        log_probabilities = log_probabilities_in(outputs, self, pl_module)
         classes = log_probabilities.shape[1]
         highest, predicted = log_probabilities.max(1)
         counts = multiclass_confusion_matrix(predicted, targets, classes, validate_args=False)

@@ -11,7 +11,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-METRICS = ("loss", "top1", "top5")
+METRICS = ("loss", "top1", "top5", "ece")  # the last is Calibration's, where that looks
 
 
 class RunHistory(Callback):
@@ -19,14 +19,14 @@ class RunHistory(Callback):
 
     Attributes:
         epochs: One entry an epoch: ``epoch`` from 1; ``train_loss``, ``train_top1``, ``train_top5``; ``val_loss``,
-            ``val_top1``, ``val_top5`` of its last validation, if it had one; ``lr`` of its last step; ``seconds``, with
-            validation and all callbacks before this one. Accuracies are in ``[0, 1]``.
+            ``val_top1``, ``val_top5``, ``val_ece`` of its last validation, if it had one; ``lr`` of its last step;
+            ``seconds``, with validation and all callbacks before this one. Accuracies are in ``[0, 1]``.
         resumed: How often the run went on from a checkpoint.
         before: Seconds of training in the processes before this one.
         images: How many images the longest epoch of training, the newest validation and the test had, in all processes:
             ``train``, ``val`` and ``test``.
         chosen: What chooses the best epoch, which its line on the terminal says; None where nothing does.
-        validations: The ``val_loss``, ``val_top1`` and ``val_top5`` of each validation, by optimiser steps before it.
+        validations: The ``val_loss``, ``val_top1`` and so on of each validation, by optimiser steps before it.
     """
 
     def __init__(self) -> None:

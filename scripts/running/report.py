@@ -48,6 +48,7 @@ def summarise_fit(trainer: Trainer, history: RunHistory, chosen: ModelCheckpoint
         "train_loss": last.get("train_loss"),
         "val_top1": validated.get("val_top1"),
         "val_top5": validated.get("val_top5"),
+        **{name: validated[name] for name in ("val_ece",) if name in validated},
         "fit_seconds": round(history.seconds, 1),
         "resumed": history.resumed,
         "history": history.epochs,
@@ -64,7 +65,8 @@ def _steps(path: str) -> int:
 def measured(trainer: Trainer, history: RunHistory, stage: str) -> dict[str, float]:
     """``test_images``, ``test_top1``, ``test_top5`` and ``test_loss``, or ``val_...``, of the pass that just ended.
 
-    And ``structured_filters``: how many of conv1's filters have formed, see ``filter_structure``.
+    ``test_ece`` where Calibration looks. And ``structured_filters``: how many of conv1's filters have formed, see
+    ``filter_structure``.
     """
     found = {f"{stage}_{name}": trainer.callback_metrics.get(f"{stage}/{name}") for name in METRICS}
     images = {f"{stage}_images": history.images[stage]} if stage in history.images else {}

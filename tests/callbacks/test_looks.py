@@ -29,7 +29,10 @@ PICTURES = {
     "predictions": ("predictions/val_epoch_", [0, 1, 2]),
     "embedding_projector": ("embedding/val_epoch_", [2]),
     "explanations": ("explanations/val_epoch_", [2]),
+    "calibration": ("calibration/val_epoch_", [2]),
+    "top_losses": ("top_losses/val_epoch_", []),
 }
+TESTED = ("calibration", "confusion_matrix", "explanations", "nearest_neighbours", "predictions", "top_losses")
 LAYERS = ("conv1", "conv2", "fc7")
 SCALARS = {
     "activation_stats": {f"{kind}/{layer}" for kind in ("dead", "activation_scale") for layer in LAYERS},
@@ -39,6 +42,7 @@ SCALARS = {
     | {f"health/{name}" for name in ("gradient_norm", "images_per_second", "epoch_seconds", "memory_gib")},
     "nearest_neighbours": {f"val/retrieval_p{n}" for n in (1, 5, 10)},
     "overview": {"hp/val_top1"},
+    "calibration": {"val/ece"},
 }
 OTHERS = {"epoch", "val/top1"}
 
@@ -54,7 +58,7 @@ def expected(name: str) -> list[str]:
 
 def drawn_by_test(name: str, epoch: int) -> list[str]:
     """What a test draws of a network that was trained for so many epochs."""
-    looked = name in ("confusion_matrix", "explanations", "nearest_neighbours", "predictions")
+    looked = name in TESTED
     return [f"{PICTURES[name][0].replace('/val', '/test')}{epoch:03d}.png"] if looked else []
 
 
@@ -83,7 +87,7 @@ def test_what_is_written_and_that_training_is_the_same(
     log = events(tmp_path / "watched")
     assert set(log.Tags()["scalars"]) == SCALARS.get(name, set()) | OTHERS
     tags = log.Tags()["images"]
-    assert len(tags) == (name in PICTURES)
+    assert len(tags) == bool(expected(name))
     for tag in tags:
         assert [e.step for e in log.Images(tag)] == [4 * epoch for epoch in PICTURES[name][1]]
         for logged, path in zip(log.Images(tag), expected(name), strict=True):
@@ -123,7 +127,8 @@ def test_switched_off_fast_dev_run_and_sanity_check(tmp_path: Path, datamodule: 
 
     run(tmp_path / "sane", datamodule, ALL[name](), num_sanity_val_steps=2, max_steps=1, limit_val_batches=0)
     log = events(tmp_path / "sane")
-    assert not any(tag.startswith(("confusion", "hp/")) for kind in ("scalars", "images") for tag in log.Tags()[kind])
+    measured = ("calibration", "confusion", "hp/", "val/ece")
+    assert not any(tag.startswith(measured) for kind in ("scalars", "images") for tag in log.Tags()[kind])
 
 
 @each
@@ -154,6 +159,7 @@ def test_a_diverged_network_does_not_stop_the_run(
                 pl_module.get_submodule(layer).weight.data.fill_(value)
 
     warned = {
+        "calibration": "Calibration: probabilities are NaN",
         "conv1_filters": "Conv1Filters: conv1 holds NaN",
         "embedding_projector": "EmbeddingProjector: features are NaN or infinite",
         "nearest_neighbours": "NearestNeighbours: features are NaN or infinite",
@@ -169,7 +175,7 @@ def test_a_diverged_network_does_not_stop_the_run(
 def test_ten_crops(tmp_path: Path, small_shapes: None) -> None:
     data = CIFAR10DataModule(source="shapes10", subset_size=20, val_size=10, image_size=24, test_crops=10)
     trainer_for(tmp_path, *(make() for make in ALL.values())).test(new_net(), data, verbose=False)
-    assert len(pictures(tmp_path)) == 4
+    assert len(pictures(tmp_path)) == len(TESTED)
 
 
 @each_nth
@@ -196,6 +202,7 @@ def test_every_n_epochs(tmp_path: Path, datamodule: CIFAR10DataModule, name: str
         ("nearest_neighbours", "num_queries", 0, 1),
         ("nearest_neighbours", "precision_at", (1, 0), 1),
         ("predictions", "num_images", 0, 1),
+        ("top_losses", "num_images", -1, 0),
     ],
 )
 def test_counts_out_of_range(name: str, argument: str, value: Any, least: int) -> None:
@@ -211,10 +218,11 @@ def test_what_is_missing_shows_before_training(tmp_path: Path, datamodule: CIFAR
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             raise AssertionError("trained")
 
-    for name in ("activation_stats", "embedding_projector", "nearest_neighbours", "predictions"):
+    asking = ("activation_stats", "embedding_projector", "nearest_neighbours", "predictions")
+    for name in asking:
         with pytest.raises(TypeError, match=f"{ALL[name].__name__} needs a model with .*, got Mute"):
             trainer_for(tmp_path, ALL[name]()).fit(Mute(), datamodule)
-    for name in ("activation_stats", "confusion_matrix", "embedding_projector", "nearest_neighbours", "predictions"):
+    for name in (*asking, "confusion_matrix", "top_losses"):
         with pytest.raises(TypeError, match=f"{ALL[name].__name__} needs a datamodule with .*, got NoneType"):
             trainer_for(tmp_path, ALL[name]()).fit(SmallNet(), datamodule.train_dataloader())
 

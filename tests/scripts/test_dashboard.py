@@ -21,8 +21,9 @@ from helpers.screenshots import (
 from PIL import Image
 
 RUN = Path("logs/alexnet-shapes10/version_0")
-DRAWN = ("embedding/val", "retrieval/test")
-DRAWN += tuple(f"{name}/{stage}" for name in ("confusion", "explanations", "predictions") for stage in ("val", "test"))
+DRAWN = ("embedding/val", "retrieval/test", "top_losses/test")
+BOTH = ("calibration", "confusion", "explanations", "predictions")
+DRAWN += tuple(f"{name}/{stage}" for name in BOTH for stage in ("val", "test"))
 # The newest of each; the test's bears the best epoch.
 PICTURES = {tag: f"{tag}_epoch_*.png" for tag in DRAWN} | {"filters/conv1": "conv1_filters/epoch_*.png"}
 

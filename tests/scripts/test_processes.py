@@ -94,20 +94,26 @@ def test_63_images_in_two_processes(whole: Path, fit: Callable[..., int], monkey
     assert fit("test", "--ckpt_path", str(whole / "checkpoints/last.ckpt"), "--data.batch_size=16") == 0
     one, two = scalars(RUNS / "version_0"), scalars(whole)
     assert one.keys() == two.keys()
-    assert {"test/top1", "test/top5", "test/loss", "test/retrieval_p5"} <= one.keys()
+    assert {"test/top1", "test/top5", "test/loss", "test/ece", "test/retrieval_p5"} <= one.keys()
     assert two == pytest.approx(one, abs=1e-6)
     files, theirs = (
         {str(path.relative_to(run)): path.read_bytes() for path in run.glob("*/test_epoch_*")}
         for run in (RUNS / "version_0", whole)
     )
     kinds = sorted(name.split("_epoch")[0] + Path(name).suffix for name in files)
-    drawn = [f"{name}/test.png" for name in ("confusion", "explanations", "predictions", "retrieval")]
-    assert kinds == ["confusion/test.md", *drawn]
+    drawn = ("calibration", "confusion", "explanations", "predictions", "retrieval", "top_losses")
+    assert kinds == sorted(["confusion/test.md", *(f"{name}/test.png" for name in drawn)])
     assert files == theirs
+    lines, others = ((run / "predictions_test.csv").read_text().splitlines() for run in (RUNS / "version_0", whole))
+    assert len(lines) == len(others) == 64
+    for line, other in zip(lines[1:], others[1:], strict=True):
+        assert line.split(",")[:3] == other.split(",")[:3]
+        assert [*map(float, line.split(",")[3:])] == pytest.approx([*map(float, other.split(",")[3:])], abs=1e-5)
 
     assert [path.name for path in whole.parent.iterdir()] == ["version_0"]
     names = [str(path.relative_to(whole)) for path in whole.rglob("*.png")]
-    assert sum("/val_epoch" in name for name in names) == 7  # three predictions, two matrices, heat and a map
+    # Three predictions, two matrices, heat, a map and a diagram.
+    assert sum("/val_epoch" in name for name in names) == 8
     assert "| all | 40 |" in (whole / "confusion/val_epoch_002.md").read_text()
     assert "| all | 63 |" in next(whole.glob("confusion/test*.md")).read_text()
     assert len(events(whole).Scalars("health/images_per_second")) == 2

@@ -149,9 +149,7 @@ def test_a_target_that_is_reached_is_said_and_one_that_is_not() -> None:
         "6 in the paper."
     )
     runs = [a_run(BASELINE, 0), a_run("tanh", 0)]
-    assert speed(by_variant(runs)) == (
-        "25 % training error (Figure 1): ReLU never (within 2), tanh never (within 2)."
-    )
+    assert speed(by_variant(runs)) == ("25 % training error (Figure 1): ReLU never (within 2), tanh never (within 2).")
     assert speed(by_variant(runs[:1])) is None
 
 
