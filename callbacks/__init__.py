@@ -8,6 +8,7 @@ from callbacks.embedding_projector import EmbeddingProjector
 from callbacks.nearest_neighbours import NearestNeighbours
 from callbacks.overview import Overview
 from callbacks.predictions import Predictions
+from callbacks.top_patches import TopPatches
 from callbacks.training_health import TrainingHealth
 from callbacks.whiten_conv1 import WhitenConv1 as WhitenConv1
 
@@ -15,6 +16,7 @@ from callbacks.whiten_conv1 import WhitenConv1 as WhitenConv1
 LOOKS: dict[str, type[Looking]] = {
     "conv1_filters": Conv1Filters,
     "nearest_neighbours": NearestNeighbours,
+    "top_patches": TopPatches,
     "predictions": Predictions,
     "confusion_matrix": ConfusionMatrix,
     "activation_stats": ActivationStats,
