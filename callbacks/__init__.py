@@ -11,6 +11,7 @@ from callbacks.nearest_neighbours import NearestNeighbours
 from callbacks.overview import Overview
 from callbacks.predictions import Predictions
 from callbacks.top_losses import TopLosses
+from callbacks.top_patches import TopPatches
 from callbacks.training_health import TrainingHealth
 from callbacks.whiten_conv1 import WhitenConv1 as WhitenConv1
 
@@ -18,6 +19,7 @@ from callbacks.whiten_conv1 import WhitenConv1 as WhitenConv1
 LOOKS: dict[str, type[Looking]] = {
     "conv1_filters": Conv1Filters,
     "nearest_neighbours": NearestNeighbours,
+    "top_patches": TopPatches,
     "predictions": Predictions,
     "confusion_matrix": ConfusionMatrix,
     "top_losses": TopLosses,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -52,20 +53,23 @@ def forward_hooks(network: nn.Module, layers: Sequence[str], see: Callable[[str,
             handle.remove()
 
 
+def activation_function(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What follows each of the network's ``LAYERS``: tanh if it has an ``nn.Tanh``; else it is taken for ReLU."""
+    return torch.tanh if any(isinstance(module, nn.Tanh) for module in network.modules()) else torch.relu
+
+
 def measure(network: nn.Module, run: Callable[[], Any]) -> dict[str, LayerStats]:
     """Measure the network's ``LAYERS`` while ``run`` runs images through it, eagerly.
-
-    The activation function that follows each is tanh if the network has an ``nn.Tanh``; else it is taken for ReLU.
 
     Returns:
         For each layer that was called; the newest call counts.
     """
     found: dict[str, LayerStats] = {}
-    tanh = any(isinstance(module, nn.Tanh) for module in network.modules())
+    activate = activation_function(network)
 
     def keep(name: str, output: Tensor) -> None:
         # The layer's output, before an activation function that works in place: so it is applied to a copy.
-        found[name] = layer_stats(output.tanh() if tanh else output.relu())
+        found[name] = layer_stats(activate(output))
 
     with forward_hooks(network, LAYERS, keep):
         run()

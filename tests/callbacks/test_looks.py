@@ -21,16 +21,17 @@ from datamodules import CIFAR10DataModule
 ALL: dict[str, Any] = dict(LOOKS)
 each = pytest.mark.parametrize("name", ALL)
 each_nth = pytest.mark.parametrize("name", [name for name in ALL if issubclass(ALL[name], EveryNEpochs)])
-# The folder each draws into, and the epochs it draws after: before the first step, after each of two, or at the end.
+# The files each draws into, and the epochs it draws after: before the first step, after each of two, or at the end.
 PICTURES = {
-    "confusion_matrix": ("confusion/val_epoch_", [1, 2]),
-    "conv1_filters": ("conv1_filters/epoch_", [0, 1, 2]),
-    "nearest_neighbours": ("retrieval/val_epoch_", [2]),
-    "predictions": ("predictions/val_epoch_", [0, 1, 2]),
-    "embedding_projector": ("embedding/val_epoch_", [2]),
-    "explanations": ("explanations/val_epoch_", [2]),
-    "calibration": ("calibration/val_epoch_", [2]),
-    "top_losses": ("top_losses/val_epoch_", []),
+    "confusion_matrix": (["confusion/val_epoch_"], [1, 2]),
+    "conv1_filters": (["conv1_filters/epoch_"], [0, 1, 2]),
+    "nearest_neighbours": (["retrieval/val_epoch_"], [2]),
+    "predictions": (["predictions/val_epoch_"], [0, 1, 2]),
+    "embedding_projector": (["embedding/val_epoch_"], [2]),
+    "explanations": (["explanations/val_epoch_"], [2]),
+    "calibration": (["calibration/val_epoch_"], [2]),
+    "top_losses": (["top_losses/val_epoch_"], []),
+    "top_patches": (["top_patches/conv1_epoch_", "top_patches/conv2_epoch_"], [2]),
 }
 TESTED = ("calibration", "confusion_matrix", "explanations", "nearest_neighbours", "predictions", "top_losses")
 LAYERS = ("conv1", "conv2", "fc7")
@@ -51,15 +52,15 @@ def pictures(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png") if path.name != "sprite.png")
 
 
-def expected(name: str) -> list[str]:
-    start, epochs = PICTURES.get(name, ("", []))
-    return [f"{start}{epoch:03d}.png" for epoch in epochs]
+def expected(name: str, epochs: list[int] | None = None) -> list[str]:
+    starts, usual = PICTURES.get(name, ([], []))
+    return [f"{start}{epoch:03d}.png" for start in starts for epoch in epochs or usual]
 
 
 def drawn_by_test(name: str, epoch: int) -> list[str]:
     """What a test draws of a network that was trained for so many epochs."""
     looked = name in TESTED
-    return [f"{PICTURES[name][0].replace('/val', '/test')}{epoch:03d}.png"] if looked else []
+    return [path.replace("/val", "/test") for path in expected(name, [epoch])] if looked else []
 
 
 def warns(message: str | None) -> Any:
@@ -87,11 +88,10 @@ def test_what_is_written_and_that_training_is_the_same(
     log = events(tmp_path / "watched")
     assert set(log.Tags()["scalars"]) == SCALARS.get(name, set()) | OTHERS
     tags = log.Tags()["images"]
-    assert len(tags) == bool(expected(name))
-    for tag in tags:
-        assert [e.step for e in log.Images(tag)] == [4 * epoch for epoch in PICTURES[name][1]]
-        for logged, path in zip(log.Images(tag), expected(name), strict=True):
-            assert np.array_equal(png(io.BytesIO(logged.encoded_image_string)), png(tmp_path / "watched" / path))
+    logged = [event for tag in sorted(tags) for event in log.Images(tag)]
+    for event, path in zip(logged, expected(name), strict=True):
+        assert event.step == 4 * int(path[-7:-4])
+        assert np.array_equal(png(io.BytesIO(event.encoded_image_string)), png(tmp_path / "watched" / path))
 
     trainer.test(watched, datamodule, verbose=False)
     assert [path for path in pictures(tmp_path / "watched") if "test" in path] == drawn_by_test(name, epoch=2)
@@ -165,6 +165,7 @@ def test_a_diverged_network_does_not_stop_the_run(
         "nearest_neighbours": "NearestNeighbours: features are NaN or infinite",
         "predictions": "Predictions: probabilities are NaN",
         "explanations": "Explanations: probabilities are NaN",
+        "top_patches": "TopPatches: activations are NaN or infinite",
     }
     with warns(warned.get(name)):
         _, trainer = run(tmp_path, datamodule, Diverges(), ALL[name]())
@@ -175,7 +176,7 @@ def test_a_diverged_network_does_not_stop_the_run(
 def test_ten_crops(tmp_path: Path, small_shapes: None) -> None:
     data = CIFAR10DataModule(source="shapes10", subset_size=20, val_size=10, image_size=24, test_crops=10)
     trainer_for(tmp_path, *(make() for make in ALL.values())).test(new_net(), data, verbose=False)
-    assert len(pictures(tmp_path)) == len(TESTED)
+    assert len(pictures(tmp_path)) == len(TESTED) + 2  # of two layers top_patches
 
 
 @each_nth
@@ -185,7 +186,7 @@ def test_every_n_epochs(tmp_path: Path, datamodule: CIFAR10DataModule, name: str
         assert [e.step for e in events(tmp_path).Scalars(min(SCALARS[name]))] == [0, 8, 12]
     else:
         first = [0] if name in ("conv1_filters", "predictions") else []
-        assert pictures(tmp_path) == [f"{PICTURES[name][0]}{epoch:03d}.png" for epoch in [*first, 2, 3]]
+        assert pictures(tmp_path) == expected(name, [*first, 2, 3])
 
 
 @pytest.mark.parametrize(
@@ -203,6 +204,8 @@ def test_every_n_epochs(tmp_path: Path, datamodule: CIFAR10DataModule, name: str
         ("nearest_neighbours", "precision_at", (1, 0), 1),
         ("predictions", "num_images", 0, 1),
         ("top_losses", "num_images", -1, 0),
+        ("top_patches", "num_images", 0, 1),
+        ("top_patches", "units", 0, 1),
     ],
 )
 def test_counts_out_of_range(name: str, argument: str, value: Any, least: int) -> None:
@@ -218,7 +221,7 @@ def test_what_is_missing_shows_before_training(tmp_path: Path, datamodule: CIFAR
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             raise AssertionError("trained")
 
-    asking = ("activation_stats", "embedding_projector", "nearest_neighbours", "predictions")
+    asking = ("activation_stats", "embedding_projector", "nearest_neighbours", "predictions", "top_patches")
     for name in asking:
         with pytest.raises(TypeError, match=f"{ALL[name].__name__} needs a model with .*, got Mute"):
             trainer_for(tmp_path, ALL[name]()).fit(Mute(), datamodule)

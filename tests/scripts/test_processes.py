@@ -156,7 +156,7 @@ def test_16_epochs_leave_nothing_behind(fit: Callable[..., int], monkeypatch: py
         files.append(len(list(Path("/proc/self/fd").iterdir())))
 
     monkeypatch.setattr(AlexNetClassifier, "on_train_epoch_start", on_train_epoch_start)
-    often = ("conv1_filters", "nearest_neighbours", "embedding_projector")  # the others look after every epoch anyway
+    often = ("conv1_filters", "nearest_neighbours", "embedding_projector", "top_patches")  # the others do so anyway
     assert fit("--trainer.max_epochs=16", *(f"--{name}.every_n_epochs=1" for name in often)) == 0
     assert not plt.get_fignums()
     assert len(set(files[2:])) == 1
