@@ -146,8 +146,8 @@ class TopPatches(EveryNEpochs):
             if not all(bool(layer.values.isfinite().all()) for layer in found.values()):
                 self.warn(f"activations are NaN or infinite after epoch {epochs}: nothing shown.")
                 return
-            note = "Those with the strongest activations, which stand beside their numbers,\n"
-            note += f"and the patches that excite each of them most, of {len(places):,} training images."
+            note = "The units with the strongest activations, which stand beside their numbers, and the patches\n"
+            note += f"of {len(places):,} training images that excite each most. Grey lies beyond an image's edge."
             for name, layer in found.items():
                 image = self._panel(trainer, model, name, layer, deconvolve, f"{name} after epoch {epochs}", note)
                 if image is None:

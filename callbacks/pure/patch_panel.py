@@ -16,9 +16,9 @@ LEFT, TOP = 16, 102
 
 
 def around_grey(signals: Tensor) -> Tensor:
-    """Signals ``(n, 3, h, w)`` as images in ``[0, 1]``: 0 is 0.5, half the largest of each full colour."""
+    """Signals ``(n, 3, h, w)`` as images in ``[0, 1]``: 0 is 0.5, the largest of each, of either sign, 0 or 1."""
     largest = signals.abs().amax((1, 2, 3), keepdim=True)
-    return (0.5 + signals / largest.where(largest > 0, 1)).clamp(0, 1)
+    return 0.5 + signals / (2 * largest).where(largest > 0, 1)
 
 
 def patch_panel(

@@ -14,7 +14,7 @@ class ReceptiveField(NamedTuple):
     """Position ``(row, column)`` of a layer's output sees a square of pixels, whichever of its units it is.
 
     It begins at pixel ``(start + row * stride, start + column * stride)`` of the input. Begin or end may lie beyond the
-    image's edge, where a layer pads.
+    image's edge, where a layer pads; there the zeros of an inner layer may hide a row of pixels that lie within it.
     """
 
     size: int = 1

@@ -58,7 +58,7 @@ def test_patches_are_a_brute_force_searchs(
     for (patches, deconvolutions, units, values, title, note), name in zip(panels, maps, strict=True):
         assert deconvolutions is None
         assert title == f"{name} after epoch 2: 5 of 8 units"
-        assert f"of {len(inputs)} training images" in note
+        assert f"\nof {len(inputs)} training images" in note
         highest = maps[name].max((0, 2, 3))
         assert units == np.argsort(-highest, kind="stable")[:5].tolist()
         for unit, value, of_unit in zip(units, values, patches, strict=True):

@@ -46,9 +46,9 @@ def test_each_patch_is_in_its_place(size: int, deconvolved: bool, written: list[
 
 
 def test_signals_around_grey() -> None:
-    signals = torch.tensor([[0.0, 2.0, -0.5], [0.0, 1e-3, -4e-3], [0.0, 0.0, 0.0]]).view(3, 3, 1, 1)
+    signals = torch.tensor([[0.0, 2.0, -1.0], [0.0, 1e-3, -4e-3], [0.0, 0.0, 0.0]]).view(3, 3, 1, 1)
     images = around_grey(signals).view(3, 3)
-    assert images.tolist() == [pytest.approx(row) for row in ([0.5, 1, 0.25], [0.5, 0.75, 0], [0.5, 0.5, 0.5])]
+    assert images.tolist() == [pytest.approx(row) for row in ([0.5, 1, 0.25], [0.5, 0.625, 0], [0.5, 0.5, 0.5])]
 
 
 @pytest.mark.parametrize(
