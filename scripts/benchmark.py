@@ -1,6 +1,6 @@
 """Measure this project against what people write instead, side by side, and against what the machine can do.
 
-python scripts/benchmark.py                                # all of it: an hour and a half on two cores
+python scripts/benchmark.py                                # all of it: an hour and a quarter on two cores
 python scripts/benchmark.py --only lrn step --json benchmark.json
 python scripts/benchmark.py --quick                        # toy sizes, to see that it works; no figures to quote
 
