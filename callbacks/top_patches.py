@@ -102,7 +102,8 @@ class TopPatches(EveryNEpochs):
     Args:
         every_n_epochs: 0 looks at the end of fit only; 5 also after every fifth epoch.
         after_fit: False leaves out the look at the end of fit, where a test of the best checkpoint follows anyway.
-        num_images: Training images that are searched, spread evenly over all. 1,000 take 0.5 % of a default run's time.
+        num_images: Training images that are searched, spread evenly over all. 1,000 take about 0.5 % of a default run's
+            time.
         units: How many are shown of each layer.
         deconvolution: False leaves out the second blocks, which take as long as the search.
         enabled: False switches the callback off.
