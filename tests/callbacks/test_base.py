@@ -6,12 +6,13 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.small_net import SmallNet, events, run, scalars, trainer_for
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from callbacks.base import EveryNEpochs, Stage, model_of, write_scalars
+from callbacks.base import EveryNEpochs, Stage, log_probabilities_in, model_of, write_scalars
 from callbacks.checkpoints.io import DurableCheckpointIO
 from datamodules import CIFAR10DataModule
 
@@ -101,3 +102,11 @@ def test_a_checkpoint_s_own_epochs_are_named_at_the_test(
     _, trainer = run(tmp_path, datamodule, AtTest(0), kept, **options)
     trainer.test(ckpt_path=str(tmp_path / "epoch=0.ckpt"), datamodule=datamodule, verbose=False)
     assert list(scalars(tmp_path, "test/epochs").values()) == [1]
+
+
+def test_log_probabilities_are_no_more_than_0_and_in_float32() -> None:
+    """Of ten crops' mean rounding may leave a little more, which torchmetrics would take for logits."""
+    for dtype, found in ((torch.bfloat16, torch.float32), *((t, t) for t in (torch.float32, torch.float64))):
+        given = torch.tensor([[1e-7, -20.0]], dtype=dtype)
+        taken = log_probabilities_in({"log_probabilities": given}, LargestWeight(), SmallNet())
+        assert (taken.dtype, taken.tolist()) == (found, [[0.0, -20.0]])
