@@ -38,7 +38,7 @@ def grad_cam(forward: Forward, network: nn.Module, images: Tensor, labels: Tenso
 def occlusion(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:
     """How far the label's score falls where a square of a quarter of the image's width is grey: ``(N, H, W)``.
 
-    The mean of all squares over a pixel, a sixteenth of the width apart. Arguments and result as for :func:`grad_cam`.
+    The mean of all squares over a pixel, an eighth of the width apart. Arguments and result as for :func:`grad_cam`.
 
     Source:
         Zeiler and Fergus 2014, section 4.2.
@@ -46,7 +46,7 @@ def occlusion(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:
     from captum.attr import Occlusion
 
     size = images.shape[-1]
-    window, stride = max(1, size // 4), max(1, size // 16)
+    window, stride = max(1, size // 4), max(1, size // 8)
     with torch.no_grad():
         heat: Tensor = Occlusion(forward).attribute(images, (3, window, window), stride, target=labels)
     return heat.mean(1).float().cpu()
