@@ -41,7 +41,8 @@ from callbacks.checkpoints.structure import all_finite, kind
 from callbacks.pure.knn import nearest_neighbours
 from callbacks.pure.retrieval_panel import retrieval_panel
 from datamodules import CIFAR10DataModule
-from datamodules.cifar10 import SIZE, RawBatch
+from datamodules.cifar10 import RawBatch
+from datamodules.preprocessing import square
 from lightning_modules import AlexNetClassifier
 
 # By name: Pillow would otherwise guess among dozens, one of which runs Ghostscript.
@@ -97,12 +98,7 @@ def read_photo(path: Path) -> Tensor:
         reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
         wrong = f"can't be read ({' '.join(reason.split())}), expected a whole picture"
         raise ValueError(f"{name}: {wrong}. Name another.") from None
-    side = min(rgb.size)
-    left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-    square = rgb.crop((left, top, left + side, top + side))
-    if side != SIZE:
-        square = square.resize((SIZE, SIZE), Image.Resampling.BICUBIC)  # antialiased when it reduces
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+    return square(torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None])[0].contiguous()
 
 
 def open_picture(file: BinaryIO) -> Image.Image:
