@@ -160,7 +160,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
             importlib.import_module(package)
         except ImportError:
             wrong = f"--format: {options.format}, which needs {package}, expected it installed"
-            refuse(f"{wrong}. Do: pip install -e '.[export]'")
+            refuse(f"{wrong}. Install it: pip install -e '.[export]'")
     return options
 
 
