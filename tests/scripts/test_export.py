@@ -122,8 +122,9 @@ assert model(torch.zeros(2, 3, 50, 40, dtype=torch.uint8)).shape == (2, len(mode
 # ---- files -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", ["uint8", pytest.param("float32", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_onnxruntime_gives_the_network_s_probabilities(checkpoint: Path, dtype: str) -> None:
     pytest.importorskip("onnxscript", reason="needs pip install -e '.[export]'")
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs pip install -e '.[export]'")
@@ -138,6 +139,7 @@ def test_onnxruntime_gives_the_network_s_probabilities(checkpoint: Path, dtype: 
     assert exported(checkpoint, "--format=onnx", f"--dtype={dtype}") == 0  # over its own
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_an_exported_program_runs_without_the_project(checkpoint: Path) -> None:
     assert exported(checkpoint, "--format=pt2", "--output=there.pt2") == 0
