@@ -122,16 +122,21 @@ def ten_crops(images: Tensor, crop_size: int, padding: int) -> Tensor:
     return crops.view(batch, 10, channels, crop_size, crop_size)
 
 
-def resize(images: Tensor, size: int) -> Tensor:
+def resize(images: Tensor, size: int, weights: Tensor | None = None) -> Tensor:
     """Bilinear, to ``(B, 3, size, size)`` float; antialiased on the way down, as PIL and torchvision do it.
 
     Each row and each column of the result is the same weighted sum of the image's whatever the image: two matrix
     products, which take half of ``F.interpolate``'s time on a CPU and give its values up to rounding.
+
+    Args:
+        images: ``(B, 3, H, W)`` float.
+        size: Height and width of the result in pixels.
+        weights: Of square images: :func:`resizing`'s, where they are at hand.
     """
     height, width = images.shape[2:]
     if height == size and width == size:
         return images
-    rows, columns = (_resizing(n, size).to(images) for n in (height, width))
+    rows, columns = (resizing(n, size).to(images) if weights is None else weights for n in (height, width))
     return rows @ (images @ columns.T)
 
 
@@ -173,7 +178,7 @@ def _inside(size: int, middle: Tensor, side: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _resizing(source: int, target: int) -> Tensor:
-    """``(target, source)``: what each pixel of a line makes of the line's pixels; ``F.interpolate``'s own weights."""
+def resizing(source: int, target: int) -> Tensor:
+    """``(target, source)`` float64, ``F.interpolate``'s own: what each pixel of a line makes of the line's pixels."""
     impulses = torch.eye(source, dtype=torch.float64)[None, None]  # column j: a line with pixel j alone on
     return F.interpolate(impulses, (target, source), mode="bilinear", antialias=target < source)[0, 0]

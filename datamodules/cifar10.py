@@ -22,12 +22,11 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 from datamodules import shapes10, sources
 from datamodules.augment import Draws, centre_crop, crop_and_flip, cut_out, draw, resize, resize_extent, ten_crops
 from datamodules.pca_lighting import RGBStatistics, fit_rgb_pca, pca_lighting
+from datamodules.preprocessing import SIZE, InputScale, normalise
 from datamodules.subset import Split, alternating, balanced_split
 
 View = Literal["augmented", "centre", "ten_crops"]
-InputScale = Literal["unit", "raw"]
 TestCrops = Literal[1, 10]
-SIZE = 32  # height and width of the stored images
 
 # What arguments may be: from the least to the most, or one of these.
 RANGES: dict[str, tuple[float, float]] = {
@@ -204,12 +203,19 @@ class CIFAR10DataModule(LightningDataModule):
             self.split, self.statistics  # noqa: B018
 
     def state_dict(self) -> dict[str, Any]:
-        """The statistics belong to the trained network: a checkpoint must not be tested with another subset's."""
-        return {key: value.clone() for key, value in self.statistics._asdict().items()}
+        """The statistics belong to the trained network: a checkpoint must not be tested with another subset's.
+
+        With the class names, and what the hyperparameters say, a checkpoint has all that an image needs.
+        """
+        statistics = {key: value.clone() for key, value in self.statistics._asdict().items()}
+        return {**statistics, "class_names": list(self.class_names)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raise a ValueError if these are no statistics: a checkpoint may come from anywhere."""
-        found = RGBStatistics(**state_dict)
+        names = state_dict.get("class_names", [])  # an earlier version's has none
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("class_names: no names, expected a list of them. Use another checkpoint.")
+        found = RGBStatistics(**{key: value for key, value in state_dict.items() if key != "class_names"})
         for name, value in found._asdict().items():
             shape = (3, 3) if name == "eigvecs" else (3,)
             plain = isinstance(value, Tensor) and value.shape == shape and value.is_floating_point()
@@ -307,8 +313,7 @@ class CIFAR10DataModule(LightningDataModule):
         x = images.float() / 255
         if draws and self.lighting_std:
             x = pca_lighting(x, eigvecs, eigvals, draws.alphas)
-        scale = 1 / std.clamp_min(1 / 255) if self.input_scale == "unit" else torch.full_like(std, 255.0)
-        x = (x - mean[:, None, None]) * scale[:, None, None]
+        x = normalise(x, mean, std, self.input_scale)
         if draws and self.cutout:
             x = cut_out(x, draws.hole, self.cutout)
         if draws and self.scale_jitter > 1:

@@ -164,8 +164,7 @@ def main(words: Sequence[str] | None = None) -> None:
         probabilities = probabilities_of(model, datamodule, photos)
         if not bool(probabilities.isfinite().all()):
             refuse(f"{path}: probabilities are NaN, expected finite ones. Use another checkpoint.")
-        count = probabilities.shape[1]
-        classes = [*datamodule.class_names, *(f"class {i}" for i in range(len(datamodule.class_names), count))][:count]
+        classes = checkpoint.class_names
         found = neighbours_of(model, datamodule, path, photos, options.k) if options.k else {}
         shown = photos[:SHOWN_PHOTOS]
         seen, heat = None, None

@@ -21,7 +21,7 @@ from callbacks.checkpoints.files import DamagedCheckpointError, load_plain, open
 from callbacks.checkpoints.progress import epochs_and_batches, trained_epochs
 from callbacks.checkpoints.structure import MisfitError, all_finite, check_checkpoint, kind
 from callbacks.stop_and_resume import StopAndResume, callbacks_of
-from datamodules import CIFAR10DataModule
+from datamodules import CIFAR10DataModule, shapes10, sources
 from lightning_modules import AlexNetClassifier
 from running.checks import batches_an_epoch
 from running.errors import printable, reason, refuse
@@ -134,6 +134,18 @@ class Checkpoint:
     def statistics(self) -> dict[str, Any] | None:
         """The DataModule's state: mean, spread and axes of the training images; None where there is none."""
         return self.contents.get("CIFAR10DataModule")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Those of its data, in the order of the labels; of an earlier version's checkpoint as its settings say them.
+
+        ``0``, ``1``, ... where nothing says them, or not as many as the network has outputs.
+        """
+        outputs = self.settings["model"].get("num_classes", 10)
+        source = self.settings["data"].get("source")
+        told = {"cifar10": sources.CLASSES, "shapes10": shapes10.CLASSES}.get(source, ())
+        names = tuple((self.statistics or {}).get("class_names", told))
+        return names if len(names) == outputs else tuple(map(str, range(outputs)))
 
     @property
     def progress(self) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
-from datamodules.cifar10 import SIZE
+from datamodules.preprocessing import square
 from running.errors import printable
 
 # By name: Pillow would otherwise guess among dozens, one of which runs Ghostscript.
@@ -63,12 +63,7 @@ def read_photo(path: Path) -> Tensor:
         reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
         wrong = f"can't be read ({' '.join(reason.split())}), expected a whole picture"
         raise ValueError(f"{name}: {wrong}. Name another.") from None
-    side = min(rgb.size)
-    left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-    square = rgb.crop((left, top, left + side, top + side))
-    if side != SIZE:
-        square = square.resize((SIZE, SIZE), Image.Resampling.BICUBIC)  # antialiased when it reduces
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+    return square(torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None])[0].contiguous()
 
 
 def open_picture(file: BinaryIO) -> Image.Image:
