@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,17 @@ def test_each_config_is_one_that_fit_takes(
     for key, value in CHANGES.get(name, {}).items():
         assert settings[key] == value
     assert settings["looks"] is False
+
+
+@pytest.mark.parametrize("name", ["figure1/tanh", "lrn_13_to_11/with"])
+def test_the_paper_s_own_networks_train_and_are_looked_at(fit: Callable[..., int], name: str) -> None:
+    words = "--data.source shapes10 --data.subset_size 20 --data.batch_size 10 --trainer.max_epochs 1 --looks true"
+    words += " --trainer.accelerator cpu --trainer.precision 32-true --trainer.limit_test_batches 2"
+    assert fit("fit", "-c", str(CONFIGS / f"{name}.yaml"), *words.split(), small=False) == 0
+    (summary,) = Path("logs").glob("*/*/summary.json")
+    found = json.loads(summary.read_text(encoding="utf-8"))
+    assert found["images"] == 20
+    assert 0 <= found["test_top1"] <= 1
 
 
 def test_what_a_claim_is_held_against_is_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
