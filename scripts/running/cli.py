@@ -140,16 +140,19 @@ class FitParser(LightningArgumentParser):
 
 
 class ExperimentTrainer(Trainer):
-    """Lightning's, with one more precision.
+    """Lightning's, with one more precision, and no trial of validation before the first step.
 
     Args:
         precision: ``auto``, which is settled before there is a trainer: ``bf16-mixed`` where the GPU or the CPU has
             instructions for it (AVX512-BF16, AMX), else ``32-true``; or one of Lightning's.
+        num_sanity_val_steps: Batches of validation before the first step, which begins a second later for two.
         kwargs: Lightning's.
     """
 
-    def __init__(self, precision: int | str | None = "auto", **kwargs: Any) -> None:
-        super().__init__(precision=precision, **kwargs)  # type: ignore[arg-type]
+    def __init__(
+        self, precision: int | str | None = "auto", num_sanity_val_steps: int | None = 0, **kwargs: Any
+    ) -> None:
+        super().__init__(precision=precision, num_sanity_val_steps=num_sanity_val_steps, **kwargs)  # type: ignore[arg-type]
 
 
 class ExperimentCLI(LightningCLI):

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from ablation.claims import BASELINE, CLAIMS
 from ablation.plan import CONFIGS, choose, flatten, plan, read_config, state_of
+from helpers import ROOT
 from helpers.ablation import ABLATIONS
 
 CHANGES = {
@@ -78,6 +79,12 @@ def test_what_a_claim_is_held_against_is_run_too(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(CLAIMS, "tanh", CLAIMS["tanh"]._replace(against="no_dropout"))
     chosen = choose(["tanh", "no_lrn", "baseline"], ABLATIONS / "baseline.yaml")
     assert [variant.name for variant in chosen] == [BASELINE, "no_dropout", "tanh", "no_lrn"]
+
+
+def test_the_runs_that_are_kept_are_those_of_today_s_configs() -> None:
+    """A default that is added to default.yaml would have all of them run again."""
+    jobs = plan(choose(None, ABLATIONS / "baseline.yaml"), 3, [], ROOT / "results" / "ablations", Path("logs"))
+    assert {str(job): state_of(job) for job in jobs} == {str(job): "done" for job in jobs}
 
 
 def test_a_plan_goes_seed_by_seed() -> None:
