@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-dependencies = ["torch", "lightning", "torchmetrics", "numpy", "PIL", "yaml", "tqdm"]
+dependencies = ["torch", "lightning", "torchmetrics", "numpy", "matplotlib", "PIL", "yaml", "tqdm"]
 
 
 def alexnet(**arguments: Any) -> nn.Module:
@@ -28,7 +28,8 @@ def alexnet(**arguments: Any) -> nn.Module:
 def alexnet_cifar10(checkpoint: str | Path) -> nn.Module:
     """A trained network with its preprocessing, in evaluation mode; ``class_names`` has the outputs' names.
 
-    Takes RGB images ``(B, 3, H, W)`` of any size, uint8 or float in [0, 1], and gives probabilities ``(B, C)``.
+    Takes RGB images ``(B, 3, H, W)`` of any size, uint8 or float32 in [0, 1], and gives probabilities ``(B, C)`` of one
+    centre crop, in float32.
 
     Args:
         checkpoint: What ``scripts/fit.py`` wrote, such as ``logs/alexnet/version_0/checkpoints/best.ckpt``.

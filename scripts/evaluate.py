@@ -31,7 +31,7 @@ from rich.table import Table
 from running.checkpoint import Checkpoint
 from running.errors import ScriptParser, argument_errors, printable, refuse
 from running.figures import percent
-from running.gallery import load, probabilities_of
+from running.gallery import check_same_classes, load, probabilities_of
 from running.outputs import check_output
 from torch import Tensor
 from tqdm import tqdm
@@ -39,7 +39,7 @@ from tqdm import tqdm
 from callbacks.checkpoints.files import write_whole
 from datamodules import CIFAR10DataModule
 from datamodules.corruptions import CORRUPTIONS
-from datamodules.sources import find_cifar10, load_cifar10
+from datamodules.sources import CLASSES, find_cifar10, load_cifar10
 from datamodules.sources.arrays import load_arrays
 from datamodules.subset import alternating
 from lightning_modules import AlexNetClassifier
@@ -71,6 +71,9 @@ def scores_of(
     """All of a checkpoint's scores: the test split, its corruptions, the folders."""
     model, data = load(checkpoint, root, 1)
     data.setup("test")
+    check_same_classes(checkpoint, data)
+    if folders and data.class_names != CLASSES:
+        raise ValueError(f"data: images of CIFAR-10's classes, which are not {checkpoint.path}'s. Leave it out.")
     images, targets = data.images_in("test")
     chosen = alternating(targets, torch.arange(len(targets)))[:most]  # a sample of all classes
     images, targets = images[chosen], targets[chosen]
@@ -172,13 +175,18 @@ def main(words: Sequence[str] | None = None) -> None:
     """Test, and write down what came of it."""
     options = parse(words)
     with argument_errors("--"):
-        marks = {".json": f'"software": "{SOFTWARE}"', ".csv": ",".join(COLUMNS), ".png": "Matplotlib"}
+        marks = {".json": f'"software": "{SOFTWARE}"', ".csv": ",".join(COLUMNS), ".png": f"Software\0{SOFTWARE}"}
         for ending, mark in marks.items():
             check_output("--out", options.out.with_suffix(ending), mark)
-        folders = {path.name or str(path): read_folder(path) for path in options.data}
+        folders = {path.resolve().name: read_folder(path) for path in options.data}
+        if len(folders) < len(options.data):
+            refuse("--data: two folders of one name, expected a name for each. Rename one.")
         if clash := folders.keys() & {"test", *CORRUPTIONS}:
             refuse(f"--data: {clash.pop()}, expected another name than a corruption's. Rename the folder.")
         checkpoints = [Checkpoint.read(path) for path in (options.ckpt_path, options.baseline) if path]
+        names = [checkpoint.class_names for checkpoint in checkpoints]
+        if names[0] != names[-1]:
+            refuse(f"--baseline: {options.baseline}, of other classes than {options.ckpt_path}. Name another.")
         ours, *others = (scores_of(each, options.root, folders, options.images) for each in checkpoints)
         baseline = others[0] if others else []
         figures: dict[str, Any] = {
@@ -190,7 +198,7 @@ def main(words: Sequence[str] | None = None) -> None:
             "baseline_scores": [found._asdict() for found in baseline],
         }
         picture = io.BytesIO()
-        figure_of(ours, baseline).savefig(picture, format="png")
+        figure_of(ours, baseline).savefig(picture, format="png", metadata={"Software": SOFTWARE})
         contents: dict[str, bytes | str] = {".json": json.dumps(figures, indent=2) + "\n", ".png": picture.getvalue()}
         contents[".csv"] = as_csv(ours, baseline)
         for ending, content in contents.items():

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from running.checkpoint import Checkpoint
 from running.errors import ScriptParser, argument_errors, printable, refuse
-from running.gallery import embed, features_of, load, probabilities_of, seen_and_heat
+from running.gallery import check_same_classes, embed, features_of, load, probabilities_of, seen_and_heat
 from running.outputs import check_output
 from running.photos import list_photos, read_photos
 from torch import Tensor
@@ -39,7 +39,6 @@ from callbacks.checkpoints.files import write_whole
 from callbacks.pure.knn import nearest_neighbours
 from callbacks.pure.photo_panel import photo_panel
 from datamodules import CIFAR10DataModule
-from datamodules.sources import DataError
 from lightning_modules import AlexNetClassifier
 
 SHOWN_PHOTOS, SHOWN_NEIGHBOURS, SHOWN_LABELS = 50, 12, 5  # in the panel; the files have all neighbours
@@ -69,12 +68,14 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def neighbours_of(
-    model: AlexNetClassifier, datamodule: CIFAR10DataModule, ckpt_path: Path, photos: Tensor, k: int
+    model: AlexNetClassifier, datamodule: CIFAR10DataModule, checkpoint: Checkpoint, photos: Tensor, k: int
 ) -> dict[str, Any]:
     """The ``k`` nearest training images of each picture; nothing, and a line that says so, where there are no data."""
+    ckpt_path = checkpoint.path
     try:
         datamodule.setup("fit")
-    except DataError as error:
+        check_same_classes(checkpoint, datamodule)
+    except ValueError as error:
         print(printable(f"no neighbours: {error}"), file=sys.stderr)
         return {}
     (images, targets), split = datamodule.images_in("train"), datamodule.split.train
@@ -165,11 +166,11 @@ def main(words: Sequence[str] | None = None) -> None:
         if not bool(probabilities.isfinite().all()):
             refuse(f"{path}: probabilities are NaN, expected finite ones. Use another checkpoint.")
         classes = checkpoint.class_names
-        found = neighbours_of(model, datamodule, path, photos, options.k) if options.k else {}
+        found = neighbours_of(model, datamodule, checkpoint, photos, options.k) if options.k else {}
         shown = photos[:SHOWN_PHOTOS]
         seen, heat = None, None
         if find_spec("captum"):
-            seen, heat = seen_and_heat(model, datamodule, shown)
+            seen, heat = seen_and_heat(model, datamodule, shown, probabilities[: len(shown)].argmax(1))
         else:
             print('no evidence: captum is not there. Run pip install -e ".[explain]".', file=sys.stderr)
 

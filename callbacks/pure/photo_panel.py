@@ -52,7 +52,7 @@ def photo_panel(
     canvas = Canvas(first + k * STEP + LEFT, TOP + len(photos) * ROW_HEIGHT)
     canvas.text(LEFT + FRAME, 21, title, size=11, bold=True)
     headings = {bars + 24: "the most probable labels", maps: "the evidence" if shows_heat else ""}
-    headings[first] = headings.get(first, "") if not k else "nearest training images, with their distances in fc7"
+    headings[first] = headings.get(first, "") if not k else "nearest training images, by the last hidden layer (fc7)"
     for x, words in headings.items():
         canvas.text(x, TOP - 15, words)
     for row, photo in enumerate(photos):

@@ -25,7 +25,7 @@ from callbacks.slurm import slurm_job
 from callbacks.stop_and_resume import callbacks_of
 from datamodules import CIFAR10DataModule
 from datamodules.sources import count_overlap
-from lightning_modules import AlexNetClassifier
+from lightning_modules import AlexNetClassifier, CudaConvnet
 
 Stage = Literal["train", "val", "test"]
 METRICS = [f"{stage}/{metric}" for stage in ("train", "val") for metric in ("loss", "top1", "top5")]
@@ -147,6 +147,8 @@ def _misfits(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifi
         "--model.schedule, or leave it out.": finder and model.schedule == "one_cycle",
         "--trainer.callbacks: BatchSizeFinder changes how many steps there are, which one_cycle is laid out by. Choose "
         "another --model.schedule, or leave it out.": sizes and model.schedule == "one_cycle",
+        "--trainer.callbacks: LearningRateFinder gives all weights one rate, where a small network's biases have twice "
+        "the weights'. Leave it out.": finder and isinstance(model.net, CudaConvnet),
         f"--trainer.callbacks: {', '.join(loggers)} without a logger has nowhere to write. Set --trainer.logger "
         "true, or leave it out.": bool(loggers) and not trainer.loggers,
         f"--model.num_classes: {classes}, but the images are of {names} classes. Choose {names}.": classes < names,

@@ -43,6 +43,19 @@ def load(checkpoint: Checkpoint, root: str, test_crops: int) -> tuple[AlexNetCla
     return model.to(device).eval(), datamodule
 
 
+def check_same_classes(checkpoint: Checkpoint, datamodule: CIFAR10DataModule) -> None:
+    """Raise a ValueError if the data that are found are of other classes than the checkpoint tells of.
+
+    With ``source: auto`` they may be shapes10's where CIFAR-10 is not found.
+    """
+    told = (checkpoint.statistics or {}).get("class_names")
+    if told and told != list(datamodule.class_names):
+        wrong = (
+            f"{datamodule.root} has no images of {told[0]}, {told[1]} and so on, which {checkpoint.path} was trained on"
+        )
+        raise ValueError(f"root: {wrong}. Name another folder.")
+
+
 def inputs_of(model: AlexNetClassifier, datamodule: CIFAR10DataModule, images: Tensor, view: View) -> Tensor:
     """Raw images ``(N, 3, 32, 32)`` uint8 as the network takes them, by the DataModule's own path for a test image."""
     labels = torch.zeros(len(images), dtype=torch.int64)
@@ -59,11 +72,11 @@ def probabilities_of(model: AlexNetClassifier, datamodule: CIFAR10DataModule, im
     return torch.cat(said)
 
 
-def seen_and_heat(model: AlexNetClassifier, datamodule: CIFAR10DataModule, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What the network sees of raw images, RGB ``(N, 3, H, W)`` in ``[0, 1]``, and :func:`grad_cam` of what it says."""
-    inputs = inputs_of(model, datamodule, images, "centre")
-    with torch.no_grad():
-        labels = model.log_probabilities(inputs).argmax(1)
+def seen_and_heat(
+    model: AlexNetClassifier, datamodule: CIFAR10DataModule, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the network sees of raw images, RGB ``(N, 3, H, W)`` in ``[0, 1]``, and :func:`grad_cam` for the labels."""
+    inputs, labels = inputs_of(model, datamodule, images, "centre"), labels.to(model.device)
     return datamodule.to_rgb(inputs).cpu(), grad_cam(model.log_probabilities, model.net, inputs, labels)
 
 
@@ -78,7 +91,7 @@ def embed(model: AlexNetClassifier, datamodule: CIFAR10DataModule, images: Tenso
         bar: What a progress bar says; empty for none.
 
     Returns:
-        ``(N, 4096)`` float32 on the CPU.
+        ``(N, D)`` float32 on the CPU.
     """
     chunks = tqdm(images.split(datamodule.batch_size), desc=bar, disable=None if bar else True, leave=False)
     parts = [model.embed(inputs_of(model, datamodule, chunk, "centre")).flatten(1).float().cpu() for chunk in chunks]

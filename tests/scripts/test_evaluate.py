@@ -39,11 +39,14 @@ def run(*words: str) -> dict[str, Any]:
     return found
 
 
-def test_the_test_split_is_scored_as_by_fit(trained: CIFAR10DataModule, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_test_split_is_scored_as_by_fit(
+    trained: CIFAR10DataModule, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, targets = trained.images_in("test")
     Path("other").mkdir()
     np.save("other/v6_data.npy", images.permute(0, 2, 3, 1).numpy())
     np.save("other/v6_labels.npy", targets.numpy())
+    monkeypatch.setattr(evaluate, "CLASSES", trained.class_names)  # shapes10's, for once
     found = run("--data", "other")
     summary = json.loads((RUN / "summary.json").read_text(encoding="utf-8"))
     test, *corrupted, other = found["scores"]
@@ -78,6 +81,37 @@ def test_against_itself_the_corruption_error_is_1(
     assert "mean corruption error: 100.0 % of the baseline's" in capsys.readouterr().out
 
 
+def test_another_baseline_and_what_is_not_to_be_compared(
+    trained: CIFAR10DataModule, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scored(checkpoint: Any, *_: Any) -> list[Score]:
+        top1 = 0.8 if checkpoint.path == CKPT else 0.6
+        return [
+            Score("test", None, 100, top1, 1.0),
+            *(Score(k, s, 100, top1, 1.0) for k in CORRUPTIONS for s in range(5)),
+        ]
+
+    checkpoint = torch.load(CKPT, weights_only=True)
+    torch.save(checkpoint, "baseline.ckpt")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "scores_of", scored)
+        found = run("--baseline", "baseline.ckpt")
+    assert {score["top1"] for score in found["baseline_scores"]} == {0.6}
+    assert {score["top1"] for score in found["scores"]} == {0.8}
+    assert found["mean_corruption_error"] == pytest.approx(0.2 / 0.4)
+
+    names = checkpoint["CIFAR10DataModule"]["class_names"]
+    checkpoint["CIFAR10DataModule"]["class_names"] = [name.upper() for name in names]
+    torch.save(checkpoint, "others.ckpt")
+    for words, wrong in ((["--baseline", "others.ckpt"], "--baseline: others.ckpt, of other classes than"),):
+        with pytest.raises(SystemExit):
+            evaluate.main(["--ckpt_path", str(CKPT), *words])
+        assert wrong in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate.main(["--ckpt_path", "others.ckpt"])
+    assert "has no images of DISC, RING and so on, which others.ckpt was trained on" in capsys.readouterr().err
+
+
 def test_the_mean_corruption_error_by_hand() -> None:
     def scores(first: float, others: float) -> list[Score]:
         values = [(kind, s, first if kind == "noise" else others) for kind in CORRUPTIONS for s in range(5)]
@@ -98,16 +132,18 @@ def test_the_mean_corruption_error_by_hand() -> None:
         (["--data", "nowhere"], "--data: nowhere, expected a folder of images"),
         (["--data", "empty"], "--data: empty holds no images that are read"),
         (["--data", "blur"], "--data: blur, expected another name"),
+        (["--data", "a/blur", "blur"], "--data: two folders of one name"),
         (["--ckpt_path", "nowhere.ckpt"], "--ckpt_path: nowhere.ckpt is no file"),
     ],
 )
 def test_refusals_take_one_line(
     trained: CIFAR10DataModule, capsys: pytest.CaptureFixture[str], words: list[str], wrong: str
 ) -> None:
-    for name in ("empty", "blur"):
-        Path(name).mkdir()
-    np.save("blur/a_data.npy", np.zeros((1, 32, 32, 3), np.uint8))
-    np.save("blur/a_labels.npy", np.zeros(1, np.int64))
+    for name in ("empty", "blur", "a/blur"):
+        Path(name).mkdir(parents=True)
+        if "blur" in name:
+            np.save(f"{name}/a_data.npy", np.zeros((1, 32, 32, 3), np.uint8))
+            np.save(f"{name}/a_labels.npy", np.zeros(1, np.int64))
     Path("mine.json").write_text("{}", encoding="utf-8")
     with pytest.raises(SystemExit) as exit_:
         evaluate.main(["--ckpt_path", str(CKPT), *words])

@@ -128,6 +128,8 @@ def test_figure_1_is_judged_by_the_epochs_to_its_error() -> None:
     assert compare(runs)[1]["verdict"] == "contradicted (epochs to 25 %: −1.50 ± 0.00)"
     runs[-1] = a_run("tanh", 2, train=[0.5, 0.6, 0.7])  # one that never gets there
     assert "train top-1" in compare(runs)[1]["verdict"]
+    runs[-1] = a_run("tanh", 2, train=[0.5, 0.6, 0.65, 0.7])  # nor after more epochs than the other
+    assert compare(runs)[1]["verdict"] == "not seen at this size"
 
 
 def test_runs_of_another_recipe_are_left_out() -> None:
