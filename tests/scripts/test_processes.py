@@ -160,4 +160,5 @@ def test_16_epochs_leave_nothing_behind(fit: Callable[..., int], monkeypatch: py
     assert fit("--trainer.max_epochs=16", *(f"--{name}.every_n_epochs=1" for name in often)) == 0
     assert not plt.get_fignums()
     assert len(set(files[2:])) == 1
-    assert min(memory[12:]) - min(memory[4:8]) < 0.5 * 8  # it goes up and down by some MB
+    # The allocator takes some MB at once now and then; what is left behind by every epoch grows over any four of them.
+    assert min(later - earlier for earlier, later in zip(memory[4:], memory[8:], strict=False)) < 0.5 * 4
