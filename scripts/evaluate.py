@@ -15,7 +15,6 @@ from running.start import script
 
 # isort: split
 import argparse
-import csv
 import io
 import json
 import statistics
@@ -32,7 +31,7 @@ from running.checkpoint import Checkpoint
 from running.errors import ScriptParser, argument_errors, printable, refuse
 from running.figures import percent
 from running.gallery import check_same_classes, load, probabilities_of
-from running.outputs import check_output
+from running.outputs import check_output, check_place, csv_text
 from torch import Tensor
 from tqdm import tqdm
 
@@ -132,13 +131,8 @@ def figure_of(ours: Sequence[Score], baseline: Sequence[Score]) -> Figure:
 
 def as_csv(ours: Sequence[Score], baseline: Sequence[Score]) -> str:
     """The table as a file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for place, found in enumerate(ours):
-        strength = "" if found.strength is None else found.strength
-        writer.writerow([found.images, strength, *found[2:], baseline[place].top1 if baseline else ""])
-    return text.getvalue()
+    theirs: list[float | None] = [found.top1 for found in baseline] or [None] * len(ours)
+    return csv_text([COLUMNS, *([*found, top1] for found, top1 in zip(ours, theirs, strict=True))])
 
 
 def print_table(ours: Sequence[Score], baseline: Sequence[Score]) -> None:
@@ -164,10 +158,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(words)
     if options.images is not None and options.images < 1:
         parser.error(f"--images: {options.images}, expected 1 or more")
-    if options.out.suffix.lower() != ".json" or options.out.is_dir():
-        parser.error(f"--out: {options.out}, expected a file that ends in .json")
-    if not options.out.resolve().parent.is_dir():
-        parser.error(f"--out: {options.out}, expected a file in a folder that is there")
+    check_place(parser, "--out", options.out, ".json")
     return options
 
 

@@ -27,7 +27,7 @@ import torch
 from running.checkpoint import Checkpoint
 from running.errors import ScriptParser, argument_errors, printable, reason, refuse
 from running.image_classifier import ImageClassifier, network_arguments
-from running.outputs import check_output
+from running.outputs import check_output, check_place
 from torch import Tensor
 
 from callbacks.checkpoints.files import write_whole
@@ -151,10 +151,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", default="data", help="folder with CIFAR-10, to try the file on its test images")
     options = parser.parse_args(words)
     options.output = options.output or Path(f"alexnet.{options.format}")
-    if options.output.suffix.lower() != f".{options.format}" or options.output.is_dir():
-        parser.error(f"--output: {options.output}, expected a file that ends in .{options.format}")
-    if not options.output.resolve().parent.is_dir():
-        parser.error(f"--output: {options.output}, expected a file in a folder that is there")
+    check_place(parser, "--output", options.output, f".{options.format}")
     for package in PACKAGES[options.format]:
         try:
             importlib.import_module(package)

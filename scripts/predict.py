@@ -16,7 +16,6 @@ from running.start import script
 
 # isort: split
 import argparse
-import csv
 import io
 import json
 import sys
@@ -31,7 +30,7 @@ from rich.table import Table
 from running.checkpoint import Checkpoint
 from running.errors import ScriptParser, argument_errors, printable, refuse
 from running.gallery import check_same_classes, embed, features_of, load, probabilities_of, seen_and_heat
-from running.outputs import check_output
+from running.outputs import check_output, check_place, csv_text
 from running.photos import list_photos, read_photos
 from torch import Tensor
 
@@ -60,10 +59,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(words)
     if options.k < 0:
         parser.error(f"--k: {options.k}, expected 0 or more")
-    if options.out.suffix.lower() != ".png" or options.out.is_dir():
-        parser.error(f"--out: {options.out}, expected a file that ends in .png")
-    if not options.out.resolve().parent.is_dir():
-        parser.error(f"--out: {options.out}, expected a file in a folder that is there")
+    check_place(parser, "--out", options.out, ".png")
     return options
 
 
@@ -107,11 +103,7 @@ def rows_of(names: Sequence[str], probabilities: Tensor, classes: Sequence[str],
 
 def as_csv(rows: Sequence[Row]) -> str:
     """The table as a file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([*row[:4], f"{row[4]:.6g}", "" if row[5] is None else row[5]] for row in rows)
-    return text.getvalue()
+    return csv_text([COLUMNS, *([*row[:4], f"{row[4]:.6g}", row[5]] for row in rows)])
 
 
 def as_json(path: Path, rows: Sequence[Row], probabilities: Tensor, classes: Sequence[str]) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from running.start import script
 
 # isort: split
-import csv
 import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from running.errors import ScriptParser, printable, refuse
 from running.figures import duration, percent, read_summary
-from running.outputs import check_output
+from running.outputs import check_output, csv_text
 from running.settings import PLACES
 
 from callbacks.checkpoints.files import write_whole
@@ -86,12 +85,9 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 def as_csv(runs: Sequence[Run]) -> str:
     """A line for each run: the folder, what differs, and the figures, shares in ``[0, 1]`` and times in seconds."""
-    names, text = differing(runs), io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", *names, *FIGURES])
-    for run in runs:
-        writer.writerow([run.folder, *map(run.settings.get, names), *map(run.figures.get, FIGURES)])
-    return text.getvalue()
+    names = differing(runs)
+    rows = ([run.folder, *map(run.settings.get, names), *map(run.figures.get, FIGURES)] for run in runs)
+    return csv_text([["run", *names, *FIGURES], *rows])
 
 
 def as_table(runs: Sequence[Run]) -> Table:

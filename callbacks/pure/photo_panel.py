@@ -62,10 +62,9 @@ def photo_panel(
         draw_bars(canvas, bars, y + 8, probabilities[row], class_names)
         if heat is not None and seen is not None:
             canvas.image(maps, y, overlay(seen[row], heat[row]))
-        for column in range(k if neighbours is not None else 0):
-            assert neighbours is not None
+        for column, neighbour in enumerate(() if neighbours is None else neighbours[row]):
             x, under = first + column * STEP, y + THUMB + 22
-            canvas.image(x, y, neighbours[row, column])
+            canvas.image(x, y, neighbour)
             canvas.text(x + CELL / 2, under, shortened(neighbour_names[row][column]), align="middle")
             canvas.text(x + CELL / 2, under + 15, f"{distances[row][column]:#.4g}", size=7, align="middle")
     return canvas.pixels()

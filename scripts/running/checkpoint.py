@@ -135,6 +135,12 @@ class Checkpoint:
         """The DataModule's state: mean, spread and axes of the training images; None where there is none."""
         return self.contents.get("CIFAR10DataModule")
 
+    def network(self) -> AlexNetClassifier:
+        """Its network with its weights, on the CPU and in evaluation mode; to be called after ``check_settings``."""
+        model = AlexNetClassifier(**{**self.settings["model"], "compile": False})
+        model.load_state_dict(self.state_dict)
+        return model.eval()
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """Those of its data, in the order of the labels; of an earlier version's checkpoint as its settings say them.

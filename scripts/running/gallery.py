@@ -33,14 +33,13 @@ def load(checkpoint: Checkpoint, root: str, test_crops: int) -> tuple[AlexNetCla
     if not settings["data"] or not settings["model"] or checkpoint.statistics is None:
         refuse(f"{path}: does not say which images it was trained on. Use a checkpoint that fit.py wrote.")
     checkpoint.check_settings()
-    model = AlexNetClassifier(**{**settings["model"], "compile": False})
+    model = checkpoint.network()
     # Model and data agree on the size, so it is kept once.
     ours = {"image_size": model.net.image_size, "root": root, "download": False, "test_crops": test_crops}
     datamodule = CIFAR10DataModule(**{**settings["data"], **ours})
-    model.load_state_dict(checkpoint.state_dict)
     datamodule.load_state_dict(checkpoint.statistics)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval(), datamodule
+    return model.to(device), datamodule
 
 
 def check_same_classes(checkpoint: Checkpoint, datamodule: CIFAR10DataModule) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from datamodules.preprocessing import Preprocessing
-from lightning_modules import AlexNet, AlexNetClassifier
+from lightning_modules import AlexNet
 from running.checkpoint import Checkpoint
 from running.errors import refuse
 
@@ -38,8 +38,7 @@ class ImageClassifier(nn.Module):
         if not settings["data"] or not settings["model"] or checkpoint.statistics is None:
             refuse(f"{path}: does not say what it does with an image. Use a checkpoint that fit.py wrote.")
         checkpoint.check_settings()
-        model = AlexNetClassifier(**{**settings["model"], "compile": False})
-        model.load_state_dict(checkpoint.state_dict)
+        model = checkpoint.network()
         how = {key: settings["data"][key] for key in ("crop_size", "input_scale") if key in settings["data"]}
         statistics = {key: checkpoint.statistics[key] for key in ("mean", "std")}
         preprocessing = Preprocessing(**statistics, **how, image_size=model.net.image_size)

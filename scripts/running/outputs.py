@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from running.errors import refuse
+from running.errors import ScriptParser, refuse
+
+
+def check_place(parser: ScriptParser, flag: str, path: Path, ending: str) -> None:
+    """Refuse a file to be written whose name does not end so, or whose folder is not there."""
+    if path.suffix.lower() != ending or path.is_dir():
+        parser.error(f"{flag}: {path}, expected a file that ends in {ending}")
+    if not path.resolve().parent.is_dir():
+        parser.error(f"{flag}: {path}, expected a file in a folder that is there")
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows as a CSV file's contents, None as nothing."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def check_output(flag: str, path: Path, mark: str, inputs: Iterable[Path] = ()) -> None:

@@ -13,6 +13,7 @@ from lightning_modules.classifier import Network
 from lightning_modules.cuda_convnet import Layers, LocallyConnected2d
 
 FILES = get_args(Layers)
+CONVOLUTIONS = (3 * 25 * 64 + 64) + (64 * 25 * 64 + 64)  # the conv-local networks' first two layers, with biases
 
 
 def test_the_classifier_offers_every_layer_file() -> None:
@@ -24,24 +25,16 @@ def test_the_classifier_offers_every_layer_file() -> None:
     [
         # conv1, conv2, conv3, fc10, each with its biases
         ("19pct", 32, (3 * 25 * 32 + 32) + (32 * 25 * 32 + 32) + (32 * 25 * 64 + 64) + (64 * 4 * 4 * 10 + 10)),
-        # conv1, conv2, then kernels and biases at each of 6x6 positions, fc10
+        # Then kernels and biases of two local layers at each of 6x6 positions, fc10
         (
             "conv-local-13pct",
             24,
-            (3 * 25 * 64 + 64)
-            + (64 * 25 * 64 + 64)
-            + 36 * (64 * 9 * 32 + 32)
-            + 36 * (32 * 9 * 32 + 32)
-            + (32 * 36 * 10 + 10),
+            CONVOLUTIONS + 36 * (64 * 9 * 32 + 32) + 36 * (32 * 9 * 32 + 32) + (32 * 36 * 10 + 10),
         ),
         (
             "conv-local-11pct",
             24,
-            (3 * 25 * 64 + 64)
-            + (64 * 25 * 64 + 64)
-            + 36 * (64 * 9 * 64 + 64)
-            + 36 * (64 * 9 * 32 + 32)
-            + (32 * 36 * 10 + 10),
+            CONVOLUTIONS + 36 * (64 * 9 * 64 + 64) + 36 * (64 * 9 * 32 + 32) + (32 * 36 * 10 + 10),
         ),
     ],
 )
