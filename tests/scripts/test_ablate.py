@@ -270,7 +270,7 @@ def test_a_terminal_shows_a_table_of_what_is_done(sweep: Sweep, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [
-        (["--only", "no_lnr"], "--only: no_lnr, expected baseline, no_augmentation,"),
+        (["--only", "no_lnr"], "--only: no_lnr, expected baseline, half_kernels,"),
         (["--seeds", "0"], "--seeds: 0, expected 1 or more. See"),
         (["--jobs", "2", "--scheduler", "tcp://127.0.0.1:1"], "--jobs: 2, expected none beside --scheduler"),
         (["--jobs", "0"], "--jobs: 0, expected 1 or more. See"),
