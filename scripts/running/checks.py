@@ -222,7 +222,7 @@ def check_nothing_in_the_way(trainer: Any, trains: bool, resumed: Path | None) -
     if requeued or (resumed and resumed.absolute().parent in [path.absolute().parent for path in checkpoints]):
         return
     remedy = "--trainer.logger.init_args.save_dir or version" if trainer.loggers else "--trainer.default_root_dir"
-    for path in (folder / "config.yaml", folder / "summary.json", *checkpoints):
+    for path in (*(folder / name for name in ("config.yaml", "summary.json", "predictions.csv")), *checkpoints):
         if path.exists():
             own = remedy if path.is_relative_to(folder) else "another dirpath"
             raise ValueError(
