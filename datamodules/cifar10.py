@@ -7,9 +7,11 @@ cutout before the resizing and a jitter of scale with it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from math import inf
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -22,8 +24,11 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 from datamodules import shapes10, sources
 from datamodules.augment import Draws, centre_crop, crop_and_flip, cut_out, draw, resize, resize_extent, ten_crops
 from datamodules.pca_lighting import RGBStatistics, fit_rgb_pca, pca_lighting
+from datamodules.photos import Photos, read_photos
 from datamodules.preprocessing import SIZE, InputScale, normalise
 from datamodules.subset import Split, alternating, balanced_split
+
+log = logging.getLogger(__name__)
 
 View = Literal["augmented", "centre", "ten_crops"]
 TestCrops = Literal[1, 10]
@@ -117,6 +122,8 @@ class CIFAR10DataModule(LightningDataModule):
             ``raw`` is the paper's "(centered) raw RGB values", 0 to 255 less the mean (section 2): 60 times as large.
         test_crops: 1 tests the centre crop; 10 the ten crops of section 4.1.
         seed: Of the order and the augmentation: both are functions of (seed, epoch, image).
+        predict_folder: Folder of pictures of any size that ``predict`` goes through; ``null`` takes the test split. No
+            hyperparameter: a checkpoint does not keep it.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -145,16 +152,17 @@ class CIFAR10DataModule(LightningDataModule):
         input_scale: InputScale = "unit",
         test_crops: TestCrops = 1,
         seed: int = 0,
+        predict_folder: str | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore="predict_folder")
         _check(self.hparams)
         self.root, self.source, self.download = root, source, download
         self.subset_size, self.val_size, self.split_seed = subset_size, val_size, split_seed
         self.batch_size, self.image_size, self.seed = batch_size, image_size, seed
         self.crop_size, self.crop_padding, self.flip, self.lighting_std = crop_size, crop_padding, flip, lighting_std
         self.scale_jitter, self.cutout = scale_jitter, cutout
-        self.input_scale, self.test_crops = input_scale, test_crops
+        self.input_scale, self.test_crops, self.predict_folder = input_scale, test_crops, predict_folder
         self._images: dict[str, tuple[Tensor, Tensor]] = {}
         self._draws: tuple[int, torch.device, Draws] | None = None
 
@@ -182,6 +190,17 @@ class CIFAR10DataModule(LightningDataModule):
         return self._images[split]
 
     @cached_property
+    def photos(self) -> Photos:
+        """The pictures of ``predict_folder``, in the order of their names."""
+        try:
+            photos = read_photos([Path(self.predict_folder or "")])
+        except (ValueError, OSError) as error:
+            raise ValueError(f"predict_folder: {error}") from None
+        for line in photos.skipped:
+            log.warning("%s", line)
+        return photos
+
+    @cached_property
     def split(self) -> Split:
         """Places of the training and validation images in the training split."""
         return balanced_split(self.images_in("train")[1], self.subset_size, self.val_size, self.split_seed)
@@ -192,12 +211,15 @@ class CIFAR10DataModule(LightningDataModule):
         return fit_rgb_pca(self.images_in("train")[0], self.split.train)
 
     def prepare_data(self) -> None:
-        """Find CIFAR-10 or download it, in one process a machine."""
-        self.layout  # noqa: B018
+        """Find CIFAR-10 or download it, in one process a machine; the user's own pictures need none."""
+        if not self.predict_folder:
+            self.layout  # noqa: B018
 
     def setup(self, stage: str) -> None:
         """Read what the stage needs, so that whatever is wrong with it shows before anything else is done."""
-        if stage in ("test", "predict"):
+        if stage == "predict" and self.predict_folder:
+            self.photos  # noqa: B018
+        elif stage in ("test", "predict"):
             self.images_in("test")
         elif stage in ("fit", "validate"):
             self.split, self.statistics  # noqa: B018
@@ -246,18 +268,23 @@ class CIFAR10DataModule(LightningDataModule):
         return self._loader(stage, "centre", shard=False)
 
     def predict_dataloader(self) -> DataLoader[RawBatch]:
-        """The test split in order, so that a prediction's place is its image's."""
-        return self._loader("test", self._test_view)
+        """``predict_folder``'s pictures, labelled 0, or the test split: in order, so that a prediction's place is its
+        image's."""
+        return self._loader("predict" if self.predict_folder else "test", self._test_view)
 
     @property
     def _test_view(self) -> View:
         return "ten_crops" if self.test_crops == 10 else "centre"
 
     def _loader(
-        self, stage: Literal["train", "val", "test"], view: View, shard: bool = True, alternate: bool = False
+        self, stage: Literal["train", "val", "test", "predict"], view: View, shard: bool = True, alternate: bool = False
     ) -> DataLoader[RawBatch]:
-        images, targets = self.images_in("test" if stage == "test" else "train")
-        indices = torch.arange(len(images)) if stage == "test" else getattr(self.split, stage)
+        if stage == "predict":
+            images = self.photos.images
+            targets = torch.zeros(len(images), dtype=torch.int64)
+        else:
+            images, targets = self.images_in("test" if stage == "test" else "train")
+        indices = getattr(self.split, stage) if stage in ("train", "val") else torch.arange(len(images))
         indices = alternating(targets, indices) if alternate else indices
         dataset = ImageSet(images, targets, indices, view)
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if shard and self.trainer else (1, 0)

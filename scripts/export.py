@@ -4,9 +4,10 @@ python scripts/export.py --ckpt_path logs/alexnet/version_0/checkpoints/best.ckp
 python scripts/export.py --ckpt_path best.ckpt --format pt2 --dtype float32 --output classifier.pt2
 
 ``onnx`` and ``pt2`` (of ``torch.export``) take RGB images ``(B, 3, 32, 32)``, any number of them, as ``--dtype`` says,
-and give probabilities ``(B, C)``, of one centre crop. ``safetensors`` has the weights by AlexNet's own names. Class
-names, and the numbers of the preprocessing, are in the file's metadata as JSON. What comes out of the file is compared
-with what comes out of the network before it gets its name.
+and give probabilities ``(B, C)``, of one centre crop. Photos are brought to 32x32 pixels before: a program that
+``torch.export`` makes of a photo takes none of the other orientation, and no 32x32 pixels. ``safetensors`` has the
+weights by AlexNet's own names. Class names, and the numbers of the preprocessing, are in the file's metadata as JSON.
+What comes out of the file is compared with what comes out of the network before it gets its name.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 python scripts/fit.py                                    # configs/default.yaml: 5,000 images, 10 epochs
 python scripts/fit.py -c configs/paper.yaml --data.subset_size 5000 --trainer.max_epochs 10 --model.lr 0.01
 python scripts/fit.py test --ckpt_path logs/alexnet/version_0/checkpoints/best.ckpt
+python scripts/fit.py predict --ckpt_path logs/alexnet/version_0/checkpoints/best.ckpt --data.predict_folder holiday/
 tensorboard --logdir logs --samples_per_plugin images=200
 """
 
@@ -19,20 +20,23 @@ if __name__ == "__main__":
 
 # isort: split
 import time
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from running.averaging import save_average, take_average
-from running.checkpoint import check_resume
-from running.checks import announce_data, batches_an_epoch, check_folders, check_pass, check_run
+from running.checkpoint import Checkpoint, check_resume
+from running.checks import Pass, announce_data, batches_an_epoch, check_folders, check_pass, check_run
 from running.cli import ExperimentCLI, one_line_errors, one_line_failures
-from running.errors import refuse
+from running.errors import printable, refuse
+from running.predictions import as_csv, gathered, rows_of
 from running.report import measured, report, summarise_fit
 
 from callbacks import LOOKS
-from callbacks.checkpoints.files import damage
+from callbacks.base import run_folder
+from callbacks.checkpoints.files import damage, write_whole
 from callbacks.checkpoints.io import DurableCheckpointIO
 from callbacks.slurm import queued_again
 from callbacks.stop_and_resume import resumable_path
@@ -115,17 +119,43 @@ class FitCLI(ExperimentCLI):
 
     def score(self, stage: Literal["val", "test"], model: Any, datamodule: CIFAR10DataModule, **kwargs: Any) -> None:
         """Test or validate, and write the figures down."""
-        trainer, start, checkpoint = self.trainer, time.monotonic(), self.checkpoint
-        assert checkpoint is not None  # parse_arguments has refused that
-        with one_line_errors():
-            checkpoint.check_fits(model, trainer)
-            datamodule.setup("validate" if stage == "val" else "test")
-            check_pass(trainer, datamodule, stage)
-            check_folders(trainer)
+        trainer, start, checkpoint = self.trainer, time.monotonic(), self.checked(stage, model, datamodule)
         with one_line_failures(trainer):
             (trainer.validate if stage == "val" else trainer.test)(model, datamodule, **kwargs)
         figures = {"epochs": checkpoint.epochs, **measured(trainer, self.history, stage)}
         report(trainer, datamodule, {**figures, "seconds": round(time.monotonic() - start, 1)}, self.settings)
+
+    def predict(self, model: AlexNetClassifier, datamodule: CIFAR10DataModule, **kwargs: Any) -> None:
+        """Write down what a checkpoint makes of the user's own pictures."""
+        trainer: Any = self.trainer
+        checkpoint = self.checked("predict", model, datamodule)
+        with one_line_failures(trainer):
+            batches = trainer.predict(model, datamodule, **{**kwargs, "return_predictions": True})
+        names, images, _ = datamodule.photos
+        table = gathered(trainer, batches or [], len(images), model.num_classes)
+        path = run_folder(trainer) / "predictions.csv"
+        if not table.isfinite().all():
+            refuse(f"{checkpoint.path}: probabilities are NaN, expected finite ones. Use another checkpoint.")
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        done = table.any(1)  # all of them, but for --trainer.limit_predict_batches
+        rows = rows_of(list(compress(names, done)), table[done], checkpoint.class_names, {})
+        with one_line_failures(trainer):
+            write_whole(path, as_csv(rows))
+        print(printable(f"written: {path}, {int(done.sum()):,} pictures"))
+
+    def checked(self, stage: Pass, model: AlexNetClassifier, datamodule: CIFAR10DataModule) -> Checkpoint:
+        """The checkpoint, when whatever is wrong with it, the images or the settings was refused."""
+        checkpoint = self.checkpoint
+        assert checkpoint is not None  # parse_arguments has refused that
+        with one_line_errors():
+            if stage == "predict":  # without the images that it was trained on
+                checkpoint.check_complete()
+            checkpoint.check_fits(model, self.trainer)
+            datamodule.setup("validate" if stage == "val" else stage)
+            check_pass(self.trainer, datamodule, stage)
+            check_folders(self.trainer)
+        return checkpoint
 
 
 def main() -> None:

@@ -30,21 +30,19 @@ from rich.table import Table
 from running.checkpoint import Checkpoint
 from running.errors import ScriptParser, argument_errors, printable, refuse
 from running.gallery import check_same_classes, embed, features_of, load, probabilities_of, seen_and_heat
-from running.outputs import check_output, check_place, csv_text
-from running.photos import list_photos, read_photos
+from running.outputs import check_output, check_place
+from running.predictions import COLUMNS, Row, as_csv, rows_of
 from torch import Tensor
 
 from callbacks.checkpoints.files import write_whole
 from callbacks.pure.knn import nearest_neighbours
 from callbacks.pure.photo_panel import photo_panel
 from datamodules import CIFAR10DataModule
+from datamodules.photos import list_photos, read_photos
 from lightning_modules import AlexNetClassifier
 
-SHOWN_PHOTOS, SHOWN_NEIGHBOURS, SHOWN_LABELS = 50, 12, 5  # in the panel; the files have all neighbours
-# Rank from 1; of a label its probability, of a neighbour its distance, its class and its place in the training split.
-COLUMNS = ("picture", "what", "rank", "class", "value", "index")
+SHOWN_PHOTOS, SHOWN_NEIGHBOURS = 50, 12  # in the panel; the files have all neighbours
 SOFTWARE = "Software", "predict.py"  # the panel's text in its PNG, by which it is known
-Row = tuple[str, str, int, str, float, int | None]
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -86,24 +84,6 @@ def neighbours_of(
     origin = "cached" if cached else "now embedded"
     print(f"{datamodule.description}: {len(split):,} training images ({origin})")
     return {"distances": distances.tolist(), "names": names, "indices": split[places], "images": images}
-
-
-def rows_of(names: Sequence[str], probabilities: Tensor, classes: Sequence[str], found: dict[str, Any]) -> list[Row]:
-    """The table: picture by picture, the most probable labels and then the neighbours, nearest first."""
-    rows: list[Row] = []
-    values, labels = probabilities.sort(dim=1, descending=True, stable=True)
-    for i, name in enumerate(names):
-        best = zip(labels[i, :SHOWN_LABELS].tolist(), values[i, :SHOWN_LABELS].tolist(), strict=True)
-        rows += [(name, "label", rank, classes[label], value, None) for rank, (label, value) in enumerate(best, 1)]
-        if found:
-            near = zip(found["names"][i], found["distances"][i], found["indices"][i].tolist(), strict=True)
-            rows += [(name, "neighbour", rank, *neighbour) for rank, neighbour in enumerate(near, 1)]
-    return rows
-
-
-def as_csv(rows: Sequence[Row]) -> str:
-    """The table as a file."""
-    return csv_text([COLUMNS, *([*row[:4], f"{row[4]:.6g}", row[5]] for row in rows)])
 
 
 def as_json(path: Path, rows: Sequence[Row], probabilities: Tensor, classes: Sequence[str]) -> str:

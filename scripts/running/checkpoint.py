@@ -175,6 +175,11 @@ class Checkpoint:
         """Where the run's best weights are, beside it."""
         return self.path.with_name("best.ckpt")
 
+    def check_complete(self) -> None:
+        """Refuse what does not say how its network was made, and what becomes of an image before it."""
+        if not self.settings["data"] or not self.settings["model"] or self.statistics is None:
+            refuse(f"{self.path}: does not say what it does with an image. Use a checkpoint that fit.py wrote.")
+
     def check_fits(self, model: torch.nn.Module, trainer: Any = None) -> None:
         """Refuse a checkpoint whose tensors are not the model's, or its state not the trainer's, naming the first."""
         theirs, ours = self.state_dict, model.state_dict()

@@ -28,6 +28,7 @@ from datamodules.sources import count_overlap
 from lightning_modules import AlexNetClassifier, CudaConvnet
 
 Stage = Literal["train", "val", "test"]
+Pass = Literal[Stage, "predict"]
 METRICS = [f"{stage}/{metric}" for stage in ("train", "val") for metric in ("loss", "top1", "top5")]
 
 
@@ -90,8 +91,8 @@ def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassif
             raise ValueError(message)
 
 
-def check_pass(trainer: Any, datamodule: CIFAR10DataModule, stage: Stage) -> None:
-    """Refuse to test or validate on nothing.
+def check_pass(trainer: Any, datamodule: CIFAR10DataModule, stage: Pass) -> None:
+    """Refuse to test, validate or predict on nothing.
 
     Raises:
         ValueError: With a line that names the flag.
@@ -155,16 +156,17 @@ def _misfits(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifi
     }
 
 
-def batches_an_epoch(trainer: Any, datamodule: CIFAR10DataModule, stage: Stage = "train") -> int:
+def batches_an_epoch(trainer: Any, datamodule: CIFAR10DataModule, stage: Pass = "train") -> int:
     """Batches that come to each process, within the trainer's limits."""
-    split = datamodule.split
-    images = {"train": split.train, "val": split.val}.get(stage)
-    count = len(datamodule.images_in("test")[0] if images is None else images)
+    if stage == "predict":
+        count = len(datamodule.photos.images)
+    else:
+        count = len(datamodule.images_in("test")[0] if stage == "test" else getattr(datamodule.split, stage))
     batches, share = math.ceil(count / (datamodule.batch_size * trainer.world_size)), _share(trainer, stage)
     return min(batches, share) if isinstance(share, int) else int(batches * share)
 
 
-def _share(trainer: Any, stage: Stage) -> int | float:
+def _share(trainer: Any, stage: Pass) -> int | float:
     share: int | float = getattr(trainer, f"limit_{stage}_batches")
     return share
 
@@ -220,7 +222,7 @@ def check_nothing_in_the_way(trainer: Any, trains: bool, resumed: Path | None) -
     if requeued or (resumed and resumed.absolute().parent in [path.absolute().parent for path in checkpoints]):
         return
     remedy = "--trainer.logger.init_args.save_dir or version" if trainer.loggers else "--trainer.default_root_dir"
-    for path in (folder / "config.yaml", folder / "summary.json", *checkpoints):
+    for path in (*(folder / name for name in ("config.yaml", "summary.json", "predictions.csv")), *checkpoints):
         if path.exists():
             own = remedy if path.is_relative_to(folder) else "another dirpath"
             raise ValueError(

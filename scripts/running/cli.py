@@ -50,7 +50,7 @@ from running.settings import (
 )
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-SUBCOMMANDS = ("fit", "validate", "test")
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
 SEE = "See `python scripts/fit.py fit --help` for what there is."
 
 
@@ -180,7 +180,7 @@ class ExperimentCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, less ``predict``, as there are no images without labels; the one that is meant is enough."""
+        """Lightning's; the one that is meant is enough."""
         meant = [name for name in SUBCOMMANDS if name in sys.argv[1:2]]
         return {name: LightningCLI.subcommands()[name] for name in meant or SUBCOMMANDS}
 
@@ -202,6 +202,8 @@ class ExperimentCLI(LightningCLI):
         if not 0 <= self.config[name].seed_everything < 2**32:  # what numpy takes
             seed = self.config[name].seed_everything
             refuse(f"--seed_everything: {seed} is out of range. Choose 0 to {2**32 - 1}.")
+        if name == "predict" and not self.config[name].data.predict_folder:
+            refuse("--data.predict_folder: none, expected a folder of pictures. Name one.")
         ckpt_path = self.config[name].ckpt_path or requeued(self.config[name], name)
         if ckpt_path is not None:
             if ckpt_path == "last":
@@ -266,10 +268,11 @@ class ExperimentCLI(LightningCLI):
         settle_precision(config)
         if config.keep_memory:
             keep_memory()
-        with one_line_errors():
-            layout = sources.resolve_source(Path(config.data.root), config.data.source, config.data.download)
-        config.data.source = "cifar10" if layout else "shapes10"
-        if layout is None:
+        if self.subcommand != "predict":  # whose pictures are the user's
+            with one_line_errors():
+                layout = sources.resolve_source(Path(config.data.root), config.data.source, config.data.download)
+            config.data.source = "cifar10" if layout else "shapes10"
+        if config.data.source == "shapes10":
             name_stand_in(config)
 
     def instantiate_classes(self) -> None:

@@ -7,18 +7,20 @@ import sys
 from collections.abc import Iterable
 
 HELP = """\
-usage: fit.py [fit | validate | test] [flags]
+usage: fit.py [fit | validate | test | predict] [flags]
 
 Train AlexNet on CIFAR-10, then test the best checkpoint.
 
-  fit        train, then test; also where none of the three is named
+  fit        train, then test; also where none of the four is named
   validate   score a checkpoint on the validation images
   test       score a checkpoint on the test images
+  predict    write down what a checkpoint makes of your own pictures
 
   -c FILE                      settings that differ from configs/default.yaml; later wins
   --ckpt_path FILE             what to test, or to go on from; `last` is the newest run's
   --trainer.max_epochs N       how long to train
   --data.root FOLDER           where CIFAR-10 lies, or is downloaded to
+  --data.predict_folder FOLDER your own pictures
   --data.source NAME           cifar10, shapes10 or auto
   --data.subset_size N         images to train on
   --data.batch_size N          images a step

@@ -18,7 +18,7 @@ from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import RawBatch, View
 from lightning_modules import AlexNetClassifier
 from running.checkpoint import Checkpoint
-from running.errors import printable, reason, refuse
+from running.errors import printable, reason
 
 
 def load(checkpoint: Checkpoint, root: str, test_crops: int) -> tuple[AlexNetClassifier, CIFAR10DataModule]:
@@ -29,15 +29,13 @@ def load(checkpoint: Checkpoint, root: str, test_crops: int) -> tuple[AlexNetCla
         root: Folder with CIFAR-10.
         test_crops: 1 or 10.
     """
-    path, settings = checkpoint.path, checkpoint.settings
-    if not settings["data"] or not settings["model"] or checkpoint.statistics is None:
-        refuse(f"{path}: does not say which images it was trained on. Use a checkpoint that fit.py wrote.")
+    checkpoint.check_complete()
     checkpoint.check_settings()
     model = checkpoint.network()
     # Model and data agree on the size, so it is kept once.
     ours = {"image_size": model.net.image_size, "root": root, "download": False, "test_crops": test_crops}
-    datamodule = CIFAR10DataModule(**{**settings["data"], **ours})
-    datamodule.load_state_dict(checkpoint.statistics)
+    datamodule = CIFAR10DataModule(**{**checkpoint.settings["data"], **ours})
+    datamodule.load_state_dict(checkpoint.statistics or {})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device), datamodule
 

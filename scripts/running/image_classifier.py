@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from datamodules.preprocessing import Preprocessing
 from lightning_modules import AlexNet
 from running.checkpoint import Checkpoint
-from running.errors import refuse
 
 
 class ImageClassifier(nn.Module):
@@ -34,13 +33,12 @@ class ImageClassifier(nn.Module):
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> ImageClassifier:
         """A checkpoint's, on the CPU and in evaluation mode; refused in one line where it does not say enough."""
-        path, settings = checkpoint.path, checkpoint.settings
-        if not settings["data"] or not settings["model"] or checkpoint.statistics is None:
-            refuse(f"{path}: does not say what it does with an image. Use a checkpoint that fit.py wrote.")
+        checkpoint.check_complete()
         checkpoint.check_settings()
+        settings, values = checkpoint.settings, checkpoint.statistics or {}
         model = checkpoint.network()
         how = {key: settings["data"][key] for key in ("crop_size", "input_scale") if key in settings["data"]}
-        statistics = {key: checkpoint.statistics[key] for key in ("mean", "std")}
+        statistics = {key: values[key] for key in ("mean", "std")}
         preprocessing = Preprocessing(**statistics, **how, image_size=model.net.image_size)
         return cls(model.net, preprocessing, checkpoint.class_names).eval()
 

@@ -15,7 +15,8 @@ from callbacks.slurm import slurm_job
 from running.checkpoint import Checkpoint
 from running.errors import refuse
 
-PLACES = {"root", "ckpt_path", "save_dir", "default_root_dir", "dirpath"}  # settings that name a file or folder
+# Settings that name a file or folder.
+PLACES = {"root", "predict_folder", "ckpt_path", "save_dir", "default_root_dir", "dirpath"}
 STAND_IN = "-shapes10"  # ends the name of a run on the stand-in
 
 

@@ -14,9 +14,9 @@ import torch
 from helpers import ROOT, error_line
 from helpers.small import UNSEEN
 from PIL import Image
-from running.photos import read_photo
 
 from datamodules import CIFAR10DataModule, shapes10, sources
+from datamodules.photos import read_photo
 from lightning_modules import AlexNet, AlexNetClassifier
 
 Fit = Callable[..., int]

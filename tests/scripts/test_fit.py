@@ -308,6 +308,12 @@ REFUSED = {
     ),
     "no data": ("--data.source cifar10 --data.root empty --data.download false", "--data.root: no CIFAR-10 in "),
     "test without a checkpoint": ("test", "--ckpt_path"),
+    "predict without a checkpoint": ("predict --data.predict_folder empty", "--ckpt_path: `predict` without a"),
+    "predict without pictures": ("predict --ckpt_path good.ckpt", "--data.predict_folder: none, expected a folder of"),
+    "pictures for a network that does not say how": (
+        "predict --ckpt_path good.ckpt --data.predict_folder empty",
+        "good.ckpt: does not say what it does with an image",
+    ),
     "validate without a checkpoint": ("validate", "--ckpt_path"),
     "a missing checkpoint": ("test --ckpt_path missing.ckpt", "missing.ckpt is no file"),
     "last of no run": ("test --ckpt_path last", "--ckpt_path last: no run"),

@@ -112,6 +112,49 @@ def test_labels_are_those_of_lightning_s_own_prediction(trained: CIFAR10DataModu
     assert {row["what"] for row in rows} == {"label"}
 
 
+@pytest.mark.parametrize("crops", ["1", "10"])
+def test_fit_py_predict_says_the_same_of_a_folder(
+    trained: CIFAR10DataModule, fit: Fit, caplog: pytest.LogCaptureFixture, crops: str
+) -> None:
+    """In batches, without the training images, of pictures of any size; what is no picture is passed over."""
+    Path("photos").mkdir()
+    for place, size in enumerate([(32, 32), (70, 101), (333, 64), (20, 20), (300, 400)]):
+        photo = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+        Image.fromarray(photo.permute(1, 2, 0).numpy()).save(f"photos/{place}.png")
+    Path("photos/broken.png").write_bytes(b"no")
+    checkpoint = torch.load(CKPT, weights_only=True)
+    checkpoint["datamodule_hyper_parameters"] |= {"source": "cifar10", "download": True}
+    torch.save(checkpoint, "cifar10.ckpt")
+    words = ["--ckpt_path=cifar10.ckpt", f"--data.test_crops={crops}", "--data.root=nowhere", "--data.batch_size=2"]
+    assert fit("predict", *words, "--data.predict_folder=photos", "--trainer.precision=32-true", small=False) == 0
+    assert "skipped: photos/broken.png: no picture" in caplog.text
+    path = Path("logs/alexnet/version_0/predictions.csv")
+    predict.main(["--ckpt_path=cifar10.ckpt", "photos", "--test_crops", crops, "--k", "0"])
+    ours, theirs = (list(csv.reader(name.open(encoding="utf-8"))) for name in (path, Path("predictions.csv")))
+    assert len(ours) == 1 + 5 * 5
+    assert [row[:4] for row in ours] == [row[:4] for row in theirs]
+    assert [float(row[4]) for row in ours[1:]] == pytest.approx([float(row[4]) for row in theirs[1:]], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (["--data.predict_folder=empty"], "--data.predict_folder: empty: no pictures in this folder"),
+        (["--data.predict_folder=nowhere"], "--data.predict_folder: nowhere: there is no such file"),
+        (["--data.predict_folder=bad"], "--data.predict_folder: photo: no picture could be read (bad/a.png: no"),
+        (["--data.predict_folder=a.png", "--trainer.limit_predict_batches=0"], "--trainer.limit_predict_batches: 0"),
+    ],
+)
+def test_fit_py_predict_refuses_in_one_line(
+    trained: CIFAR10DataModule, refused: Callable[..., str], words: list[str], wrong: str
+) -> None:
+    save(trained.images_in("test")[0][0], "a.png")
+    Path("empty").mkdir()
+    Path("bad").mkdir()
+    Path("bad/a.png").write_text("text", encoding="utf-8")
+    assert wrong in refused("predict", f"--ckpt_path={CKPT}", *words)
+
+
 def test_without_the_data_all_but_the_neighbours(
     trained: CIFAR10DataModule, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,7 +290,7 @@ def test_a_file_of_the_user_s_is_never_written_over(
 def test_a_name_on_one_line(trained: CIFAR10DataModule) -> None:
     save(trained.images_in("test")[0][0], "two\nlines,\udcff.png")
     rows = retrieved("two\nlines,\udcff.png", "--k", "1")
-    assert rows[0]["picture"] == "two?lines,?.png"
+    assert rows[0]["picture"] == "two lines,?.png"
 
 
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,7 +329,7 @@ def test_the_panel_tells_pictures_of_one_name_apart(names: list[str], short: lis
         (["a.png", "--out", "no/a.png"], "--out: no/a.png, expected a file in a folder that is there"),
         (["a.png", "--ckpt_path", "nowhere.ckpt"], "--ckpt_path: nowhere.ckpt is no file"),
         (["a.png", "--ckpt_path", "text.png"], "text.png: can't be read as a checkpoint"),
-        (["a.png", "--ckpt_path", "other.ckpt"], "other.ckpt: does not say which images"),
+        (["a.png", "--ckpt_path", "other.ckpt"], "other.ckpt: does not say what it does with an image"),
         (["a.png", "--ckpt_path", "newer.ckpt"], "newer.ckpt: its settings are not this version's"),
         (["a.png", "--test_crops", "5"], "--test_crops"),
         ([], "PHOTO"),

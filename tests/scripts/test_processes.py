@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import multiprocessing
 import os
 import sys
@@ -18,6 +19,7 @@ from helpers import load, slow_fit
 from helpers.ablation import SLOW_FIT, TINY
 from helpers.small import small_net as small_net
 from helpers.small_net import events
+from PIL import Image
 
 from lightning_modules import AlexNetClassifier
 
@@ -29,7 +31,7 @@ SMALL += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary
 RUNS = Path("logs/alexnet-shapes10")
 
 
-def start(*words: str, fail: str = "9:0:") -> BaseProcess:
+def start(*words: str, fail: str = "9:0:", subcommand: str = "fit") -> BaseProcess:
     """Fork the first process, which has everything imported already; Lightning starts the second, as ever."""
 
     def run() -> None:
@@ -38,7 +40,7 @@ def start(*words: str, fail: str = "9:0:") -> BaseProcess:
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         os.environ |= {"FAIL": fail, "OMP_NUM_THREADS": "1", "FIRST_PROCESS": str(os.getpid())}
         sys.modules["__main__"].__spec__ = None  # pytest's: the second is started by argv
-        sys.argv = [str(SLOW_FIT), *SMALL, *words]
+        sys.argv = [str(SLOW_FIT), subcommand, *SMALL, *words]
         slow_fit.main()
 
     process = multiprocessing.get_context("fork").Process(target=run)
@@ -117,6 +119,21 @@ def test_63_images_in_two_processes(whole: Path, fit: Callable[..., int], monkey
     assert "| all | 40 |" in (whole / "confusion/val_epoch_002.md").read_text()
     assert "| all | 63 |" in next(whole.glob("confusion/test*.md")).read_text()
     assert len(events(whole).Scalars("health/images_per_second")) == 2
+
+
+def test_pictures_in_two_processes(whole: Path, fit: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five of them in batches of one come in their order, as by one process."""
+    Path("photos").mkdir()
+    for place in range(5):
+        Image.effect_noise((40 + place, 50), 100).save(f"photos/{place}.png")
+    words = ["--ckpt_path", str(whole / "checkpoints/last.ckpt"), "--data.predict_folder=photos", "--data.batch_size=1"]
+    finished(start(*words, subcommand="predict"))
+    slow_fit.shrink(monkeypatch.setattr)
+    assert fit("predict", *words) == 0
+    two, one = (list(csv.reader((RUNS / f"version_{i}/predictions.csv").open(encoding="utf-8"))) for i in range(2))
+    assert [row[:4] for row in two] == [row[:4] for row in one]
+    assert [float(row[4]) for row in two[1:]] == pytest.approx([float(row[4]) for row in one[1:]], abs=1e-5)
+    assert len(two) == 1 + 5 * 5
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from datamodules.preprocessing import square
-from running.errors import printable
+from datamodules.sources.common import printable, progress_bar
 
 # By name: Pillow would otherwise guess among dozens, one of which runs Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -30,6 +30,14 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class Photos(NamedTuple):
+    """Pictures as the data set has its images, 3 KB each."""
+
+    names: list[str]  # of their files
+    images: Tensor  # (N, 3, 32, 32) uint8
+    skipped: list[str]  # a line for each file and folder that was passed over
 
 
 def read_photo(path: Path) -> Tensor:
@@ -138,15 +146,15 @@ def list_photos(words: Sequence[Path]) -> tuple[list[Path], list[str]]:
     return list(dict.fromkeys(found)), skipped
 
 
-def read_photos(words: Sequence[Path]) -> tuple[list[str], Tensor, list[str]]:
-    """Names, pictures ``(Q, 3, 32, 32)`` uint8, and what was skipped. A bad file is refused, in a folder skipped.
+def read_photos(words: Sequence[Path]) -> Photos:
+    """All pictures of files and folders; a bar on a terminal. A bad file is refused, in a folder skipped.
 
     Raises:
         ValueError: As :func:`read_photo` and :func:`list_photos`; also if nothing is left.
     """
     paths, skipped = list_photos(words)
     names, photos = [], []
-    for path in paths:
+    for path in progress_bar(paths, desc="Reading pictures", unit="picture"):
         try:
             photos.append(read_photo(path))
             names.append(printable(path))
@@ -157,4 +165,4 @@ def read_photos(words: Sequence[Path]) -> tuple[list[str], Tensor, list[str]]:
     if not photos:
         wrong = skipped[-1].removeprefix("skipped: ").partition(", expected")[0]
         raise ValueError(f"photo: no picture could be read ({wrong}), expected at least one. Name others.")
-    return names, torch.stack(photos), skipped
+    return Photos(names, torch.stack(photos), skipped)

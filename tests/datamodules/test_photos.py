@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from running import photos
-from running.photos import list_photos, read_photo
+
+from datamodules import photos
+from datamodules.photos import list_photos, read_photo
 
 
 def pixels(height: int, width: int, channels: int = 3) -> np.ndarray:
