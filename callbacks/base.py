@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import WarningCache, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
@@ -178,8 +178,18 @@ def or_left_out(path: Path | None = None) -> Iterator[None]:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Where a run's files go. To be called in every process: they agree on it."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
+    """Where a run's files go. To be called in every process: they agree on it.
+
+    It is the first logger's folder of this run, as TensorBoardLogger and CSVLogger name it. For another it is where
+    Lightning's ModelCheckpoint has its ``checkpoints``: ``save_dir/name/version``, of W&B ``save_dir/project/id``.
+    """
+    logger, root = trainer.logger, trainer.default_root_dir
+    if logger is None or isinstance(logger, TensorBoardLogger | CSVLogger):
+        return Path(trainer.strategy.broadcast(logger.log_dir if logger else root))
+    if logger.version is None:
+        getattr(logger, "experiment", None)  # W&B and MLflow choose an id as they begin
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(trainer.strategy.broadcast(str(Path(logger.save_dir or root, str(logger.name), version))))
 
 
 def tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
@@ -196,16 +206,31 @@ def add_to_tensorboards(trainer: Trainer, what: str, *args: Any, **kwargs: Any) 
 
 
 def write_image(trainer: Trainer, tag: str, filename: str, image: Tensor) -> None:
-    """Give an image ``(3, H, W)`` uint8 to every TensorBoard logger, at the trainer's step, and save it as PNG.
+    """Give an image ``(3, H, W)`` uint8 to every logger that takes any, at the trainer's step, and save it as PNG.
 
     To be called in every process. ``filename`` is a path in the run's folder, where an older file is replaced.
     """
     path = run_folder(trainer) / filename
-    if trainer.is_global_zero:
-        with or_left_out(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(path)
     add_to_tensorboards(trainer, "image", tag, image, global_step=trainer.global_step)
+    if not trainer.is_global_zero:
+        return
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    with or_left_out(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    for logger in trainer.loggers:
+        with or_left_out():
+            _log_picture(logger, tag, picture, trainer.global_step)
+
+
+def _log_picture(logger: Logger, tag: str, picture: Image.Image, step: int) -> None:
+    """Give a picture to a logger that takes any, but TensorBoard's."""
+    if log_image := getattr(logger, "log_image", None):  # WandbLogger's, and whose else has learnt it
+        log_image(key=tag, images=[picture], step=step)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_image(logger.run_id, picture, key=tag, step=step)
+    elif isinstance(logger, CometLogger):
+        logger.experiment.log_image(picture, name=tag, step=step)
 
 
 def write_text(trainer: Trainer, tag: str, text: str, filename: str | None = None) -> None:

@@ -19,7 +19,7 @@ class Calibration(EveryNEpochs):
     that ``validation_step`` and ``test_step`` must return a mapping with ``log_probabilities`` ``(B, C)``.
 
     ``val/ece`` and ``test/ece``, in ``[0, 1]``, are Lightning's metrics like ``val/top1``, after every validation. The
-    diagram goes to every TensorBoard logger as ``calibration/val`` or ``calibration/test`` and to
+    diagram goes to every logger as ``calibration/val`` or ``calibration/test`` and to
     ``calibration/val_epoch_010.png`` in the run's folder.
 
     Args:

@@ -37,7 +37,7 @@ def distances_moved(weights: Tensor, start: Tensor) -> Tensor:
 class Conv1Filters(EveryNEpochs):
     """Draw conv1's filters before the first step, every few epochs, and at the end of training.
 
-    The image goes to every TensorBoard logger as ``filters/conv1`` and to ``conv1_filters/epoch_003.png`` in the run's
+    The image goes to every logger as ``filters/conv1`` and to ``conv1_filters/epoch_003.png`` in the run's
     folder, where 3 is the number of epochs done; so ``epoch_000.png`` shows the initial weights.
 
     ``filters/moved_mean`` and ``filters/moved_max`` tell how far the filters moved from the first image's, see

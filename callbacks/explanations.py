@@ -19,7 +19,7 @@ class Explanations(EveryNEpochs):
 
     *Grad-CAM*: the last convolution's maps, each weighted by how much the label's log-probability rises with it.
     *Occlusion*: how far the log-probability falls where a square of a quarter of the image's width is grey. Both are of
-    the label that the network says, right or wrong. The image goes to every TensorBoard logger as
+    the label that the network says, right or wrong. The image goes to every logger as
     ``explanations/test`` and to ``explanations/test_epoch_010.png`` in the run's folder; ``val`` likewise.
 
     Args:

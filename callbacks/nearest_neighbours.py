@@ -100,7 +100,7 @@ def _embed(trainer: Trainer, module: LookedAtModel, batch: Any) -> tuple[Tensor,
 class NearestNeighbours(EveryNEpochs):
     """Show the training images nearest to some queries, and log retrieval precision, at the end of fit and of test.
 
-    In ``fit`` the queries are the validation images, in ``test`` the test images. The image goes to every TensorBoard
+    In ``fit`` the queries are the validation images, in ``test`` the test images. The image goes to every
     logger as ``retrieval/val`` or ``retrieval/test`` and to ``retrieval/val_epoch_010.png`` in the run's folder, where
     10 is the number of epochs that the network was trained for. ``val/retrieval_p5`` is the mean fraction of the 5
     nearest training images that are of the query's class, over the queries.

@@ -22,7 +22,7 @@ class Predictions(EveryNEpochs):
     """Draw eight images with their five most probable labels, before the first step, every few epochs and at the end.
 
     In ``fit`` they are validation images, in ``test`` test images; the same in the whole run, of classes spread over
-    all, so TensorBoard's slider tells how the network's opinion changed. The image goes to every TensorBoard logger
+    all, so TensorBoard's slider tells how the network's opinion changed. The image goes to every logger
     as ``predictions/val`` or ``predictions/test`` and to ``predictions/val_epoch_003.png`` in the run's folder.
 
     Args:

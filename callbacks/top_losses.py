@@ -29,7 +29,7 @@ class TopLosses(Looking):
     It takes what the test predicts anyway, of ten crops too: no image goes through the network for it. For that the
     LightningModule's ``test_step`` must return a mapping with ``log_probabilities`` ``(B, C)``.
 
-    The picture goes to every TensorBoard logger as ``top_losses/test`` and to ``top_losses/test_epoch_010.png`` in the
+    The picture goes to every logger as ``top_losses/test`` and to ``top_losses/test_epoch_010.png`` in the
     run's folder, the predictions to ``predictions_test.csv`` there: a line for each image that was tested, by its place
     in the test split from 0, which is its place in what ``Trainer.predict`` returns.
 

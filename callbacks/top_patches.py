@@ -95,7 +95,7 @@ class TopPatches(EveryNEpochs):
     Where captum is installed (``pip install -e ".[explain]"``), a second block shows for conv2 and up what in each
     patch excites the unit: see :func:`deconvolution_of`. Grey is 0; each is drawn in its own scale.
 
-    Each layer's picture goes to every TensorBoard logger as ``top_patches/conv1`` and to
+    Each layer's picture goes to every logger as ``top_patches/conv1`` and to
     ``top_patches/conv1_epoch_010.png`` in the run's folder, where 10 is the number of epochs that the network was
     trained for.
 

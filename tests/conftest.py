@@ -7,7 +7,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -142,3 +142,20 @@ def refused(fit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Call
         return line
 
     return run
+
+
+@pytest.fixture
+def end_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """W&B without network, and what it keeps beside its runs in the test's folder. To be called to end a run."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")  # WandbLogger sets it for the whole process
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb_own"))
+
+    def end() -> None:
+        wandb.finish()
+        wandb.teardown()  # returns once the process that writes has written
+
+    yield end
+    end()

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from callbacks.base import add_to_tensorboards, run_folder
+from callbacks.calibration import Calibration
 from callbacks.checkpoints.files import previous
 from callbacks.checkpoints.progress import looks_at_epochs_end
 from callbacks.slurm import slurm_job
@@ -43,12 +44,14 @@ def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassif
     endless = (epochs or -1) < 0 and trainer.max_steps < 0
     timed = callbacks_of(trainer, Timer)  # --trainer.max_time
     batches = batches_an_epoch(trainer, datamodule)
+    calibrated = any(not callback.disabled(trainer) for callback in callbacks_of(trainer, Calibration))
+    metrics = [*METRICS, "val/ece"] if calibrated else METRICS
     known = all(map(_is_known, trainer.callbacks))
-    unknown = next((f"{flag}: {what!r}" for flag, what, _ in monitors if known and what not in METRICS), None)
+    unknown = next((f"{flag}: {what!r}" for flag, what, _ in monitors if known and what not in metrics), None)
     watched = next((flag for flag, what, _ in monitors if what.startswith("val/")), None)
     by_epoch = interval == 1.0 and every == 1  # else what is watched is looked at after validation
     late = next((f"{flag}: {w!r}" for flag, w, c in monitors if w[:6] == "train/" and not _at_end(c, by_epoch)), None)
-    backwards = next(((flag, w, c.mode) for flag, w, c in monitors if w in METRICS and c.mode != _mode(w)), None)
+    backwards = next(((flag, w, c.mode) for flag, w, c in monitors if w in metrics and c.mode != _mode(w)), None)
     no_images = not len(datamodule.split.val)
     no_val = no_images or trainer.limit_val_batches == 0
     without = "--data.val_size: 0" if no_images else "--trainer.limit_val_batches: 0"
@@ -81,7 +84,7 @@ def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassif
         f"{late} is there at an epoch's end, later than the validation after which it is looked at. Choose a val/ "
         "metric, or set save_on_train_epoch_end or check_on_train_epoch_end true.": late,
         _wrong_way(*backwards) if backwards else "": backwards,
-        f"{unknown} is not logged. Choose one of {', '.join(METRICS)}.": unknown,
+        f"{unknown} is not logged. Choose one of {', '.join(metrics)}.": unknown,
         f"{without} leaves plateau nothing to watch. Choose another --model.schedule.": no_val and plateau,
         f"{without} leaves nothing to choose by. Set {watched} null or to a train/ metric too.": no_val and watched,
         **_misfits(trainer, datamodule, model),
@@ -121,7 +124,7 @@ def _at_end(callback: Any, default: bool) -> bool:
 
 
 def _mode(metric: str) -> str:
-    return "min" if metric.endswith("loss") else "max"
+    return "min" if metric.endswith(("loss", "ece")) else "max"
 
 
 def _wrong_way(flag: str, metric: str, mode: str) -> str:
@@ -152,7 +155,7 @@ def _misfits(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifi
         "the weights'. Leave it out.": finder and isinstance(model.net, CudaConvnet),
         f"--trainer.callbacks: {', '.join(loggers)} without a logger has nowhere to write. Set --trainer.logger "
         "true, or leave it out.": bool(loggers) and not trainer.loggers,
-        f"--model.num_classes: {classes}, but the images are of {names} classes. Choose {names}.": classes < names,
+        f"--model.num_classes: {classes}, but the images are of {names} classes. Choose {names}.": classes != names,
     }
 
 

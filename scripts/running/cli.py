@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import functools
 import logging
@@ -43,10 +44,10 @@ from running.settings import (
     name_stand_in,
     overridden,
     run_settings,
+    settle_ids,
     settle_job,
     settle_places,
     settle_precision,
-    stand_in_name,
 )
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -153,6 +154,11 @@ class ExperimentTrainer(Trainer):
         self, precision: int | str | None = "auto", num_sanity_val_steps: int | None = 0, **kwargs: Any
     ) -> None:
         super().__init__(precision=precision, num_sanity_val_steps=num_sanity_val_steps, **kwargs)  # type: ignore[arg-type]
+
+    @property
+    def log_dir(self) -> str:
+        """The run's own folder, whatever the logger; Lightning's is one for all runs with any but its own two."""
+        return str(run_folder(self))
 
 
 class ExperimentCLI(LightningCLI):
@@ -274,6 +280,7 @@ class ExperimentCLI(LightningCLI):
             config.data.source = "cifar10" if layout else "shapes10"
         if config.data.source == "shapes10":
             name_stand_in(config)
+        settle_ids(config)
 
     def instantiate_classes(self) -> None:
         with one_line_errors():
@@ -373,12 +380,13 @@ def last_checkpoints(config: Any) -> tuple[list[Path], str]:
     if dirpath:
         return [Path(dirpath) / filename], f"{dirpath}/"
     root = Path(config.trainer.get("default_root_dir") or ".")
-    with one_line_errors():
-        loggers = [instantiate_class((), logger.as_dict()) for logger in logger_configs(config)]
-    if not loggers:  # without a logger there are no versions
+    if not logger_configs(config):  # without a logger there are no versions
         return [root / "checkpoints" / filename], f"{root}/"
+    on_stand_in = copy.deepcopy(config)
+    name_stand_in(on_stand_in)
+    with one_line_errors():
+        loggers = [instantiate_class((), logger_configs(one)[0].as_dict()) for one in (config, on_stand_in)]
     # Where ModelCheckpoint puts them: under the first logger's name and version.
-    folder = Path(loggers[0].save_dir or root) / str(loggers[0].name)
-    folders = folder, folder.with_name(stand_in_name(folder.name))
+    folders = [Path(logger.save_dir or root) / str(logger.name) for logger in loggers]
     places = [run / "checkpoints" / filename for place in folders for run in place.glob("*")]
     return places, " or ".join(f"{place}/" for place in dict.fromkeys(folders))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from running.errors import refuse
 # Settings that name a file or folder.
 PLACES = {"root", "predict_folder", "ckpt_path", "save_dir", "default_root_dir", "dirpath"}
 STAND_IN = "-shapes10"  # ends the name of a run on the stand-in
+NAMES = ("name", "project", "experiment_name")  # a run's or its project's, as loggers call it
+IDS = ("version", "id", "run_id", "experiment_key")  # of one run
 
 
 # ---- places and loggers ------------------------------------------------------------------------------------
@@ -65,8 +68,17 @@ def stand_in_name(name: str) -> str:
 def name_stand_in(config: Any) -> None:
     """Have the name of a run on the stand-in say so, with whatever loggers have names."""
     for logger in logger_configs(config):
-        if "name" in logger.init_args:
-            logger.init_args.name = stand_in_name(str(logger.init_args.name or ""))
+        for key in NAMES:
+            if key in logger.init_args and (key == "name" or logger.init_args[key]):
+                logger.init_args[key] = stand_in_name(str(logger.init_args[key] or ""))
+
+
+def settle_ids(config: Any) -> None:
+    """Choose the id of a W&B run: it names the run's folder, which is checked before W&B begins one."""
+    for logger in logger_configs(config):
+        given = logger.init_args
+        if logger.class_path.endswith(".WandbLogger") and not (given.version or given.id):
+            given.version = uuid.uuid4().hex[:8]
 
 
 # ---- precision ---------------------------------------------------------------------------------------------
@@ -108,10 +120,10 @@ def run_settings(checkpoint: Checkpoint, subcommand: str) -> dict[str, Any]:
     logger = run["trainer"].get("logger")
     for one in logger if isinstance(logger, list) else [logger]:
         arguments = one.get("init_args", {}) if isinstance(one, dict) else {}
-        if "version" in arguments:
-            arguments["version"] = None  # the run goes on beside
-        if isinstance(arguments.get("name"), str):
-            arguments["name"] = arguments["name"].removesuffix(STAND_IN).removesuffix(STAND_IN[1:])
+        arguments |= {key: None for key in IDS if key in arguments}  # the run goes on beside
+        for key in NAMES:
+            if isinstance(arguments.get(key), str):
+                arguments[key] = arguments[key].removesuffix(STAND_IN).removesuffix(STAND_IN[1:])
     for key in LOOKS:  # what --looks said then it may say otherwise now
         look = run.get(key, {})
         if look.get("enabled") == run.get("looks"):

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from helpers.small_net import SmallNet, events, run, scalars, trainer_for
+from helpers import wandb_runs
+from helpers.small_net import SmallNet, events, png, run, scalars, to_tensorboard, trainer_for
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, MLFlowLogger, WandbLogger
 
-from callbacks.base import EveryNEpochs, Stage, log_probabilities_in, model_of, write_scalars
+from callbacks.base import (
+    EveryNEpochs,
+    Stage,
+    log_probabilities_in,
+    model_of,
+    run_folder,
+    write_image,
+    write_scalars,
+)
 from callbacks.checkpoints.io import DurableCheckpointIO
 from datamodules import CIFAR10DataModule
 
@@ -21,6 +33,33 @@ class LargestWeight(EveryNEpochs):
     def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
         largest = max(float(weights.abs().max()) for weights in model_of(pl_module).net.parameters())
         write_scalars(trainer, {f"{stage}/largest_weight": largest, f"{stage}/epochs": epochs})
+
+
+class Noise(EveryNEpochs):
+    """Draws another picture at every look."""
+
+    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
+        generator = torch.Generator().manual_seed(epochs)
+        self.draw(trainer, "noise", stage, epochs, torch.randint(256, (3, 20, 30), generator=generator).byte())
+
+
+class Album(Logger):
+    """A logger that takes pictures, as Lightning's W&B logger does, or refuses them."""
+
+    name, save_dir, version = "album", "albums", "first"
+
+    def __init__(self, version: Any = "first", refuses: bool = False) -> None:
+        super().__init__()
+        self.version, self.refuses, self.pictures = version, refuses, {}
+
+    def log_metrics(self, *_: Any, **__: Any) -> None: ...
+
+    log_hyperparams = log_metrics
+
+    def log_image(self, key: str, images: list[Any], step: int) -> None:
+        if self.refuses:
+            raise OSError(28, "No space left on device")
+        (self.pictures[key, step],) = map(np.array, images)
 
 
 @pytest.mark.parametrize(
@@ -110,3 +149,81 @@ def test_log_probabilities_are_no_more_than_0_and_in_float32() -> None:
         given = torch.tensor([[1e-7, -20.0]], dtype=dtype)
         taken = log_probabilities_in({"log_probabilities": given}, LargestWeight(), SmallNet())
         assert (taken.dtype, taken.tolist()) == (found, [[0.0, -20.0]])
+
+
+def test_pictures_go_to_every_logger_that_takes_them(tmp_path: Path, datamodule: CIFAR10DataModule) -> None:
+    """And files to the first one's folder, beside its checkpoints."""
+    loggers = [Album(), Album(refuses=True), CSVLogger("csv"), to_tensorboard(tmp_path / "board")]
+    with pytest.warns(UserWarning, match=r"can't be written \(No space left on device\)") as warned:
+        run(tmp_path, datamodule, Noise(), logger=loggers, epochs=1, enable_checkpointing=True)
+    assert len([w for w in warned if "can't be written" in str(w.message)]) == 1
+    files = {step: png(f"albums/album/first/noise/val_epoch_00{epoch}.png") for step, epoch in ((0, 0), (4, 1))}
+    assert list(Path("albums/album/first/checkpoints").glob("*.ckpt"))
+    assert {path.name for path in Path("albums").rglob("*")} >= {"album", "first", "noise", "checkpoints"}
+    assert not list(tmp_path.glob("*.png"))
+    assert list(loggers[0].pictures) == [("noise/val", step) for step in files]
+    assert [e.step for e in events(tmp_path / "board").Images("noise/val")] == list(files)
+    for step, pixels in files.items():
+        assert (loggers[0].pictures["noise/val", step] == pixels).all()
+
+
+def test_w_and_b_has_every_picture_and_two_runs_have_two_folders(
+    tmp_path: Path, datamodule: CIFAR10DataModule, end_wandb: Callable[[], None]
+) -> None:
+    """Read back from its files: rows at a step below the newest would be dropped."""
+    folders = []
+    for _ in range(2):
+        logger = WandbLogger(save_dir=str(tmp_path), project="nets", offline=True)
+        model, trainer = run(tmp_path, datamodule, Noise(), logger=logger, enable_checkpointing=True)
+        write_scalars(trainer, {"later": 1.0})
+        Noise().look(trainer, model, 0, "val")
+        folders.append(run_folder(trainer))
+        assert folders[-1] == tmp_path / "nets" / logger.experiment.id
+        assert len(list(folders[-1].glob("checkpoints/*.ckpt"))) == 1
+        end_wandb()
+    assert folders[0] != folders[1]
+    for folder in folders:
+        found = wandb_runs.pictures(tmp_path, folder.name, "noise/val")
+        assert [step for step, _ in found] == [0, 4, 8, 8]
+        for (_, pixels), epochs in zip(found, (0, 1, 2, 0), strict=True):
+            assert (pixels == png(folder / f"noise/val_epoch_00{epochs}.png")).all()
+
+
+def test_ml_flow_and_comet_get_pictures_by_their_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's loggers of them have no ``log_image``; what is called is what the packages' clients have."""
+
+    class Client:
+        def log_image(self, *args: Any, **kwargs: Any) -> None:
+            calls.append((*(np.array(a).tolist() if hasattr(a, "size") else a for a in args), kwargs))
+
+    calls: list[Any] = []
+    loggers: list[Any] = []
+    for kind in (MLFlowLogger, CometLogger):
+        for name, value in {
+            "experiment": Client(),
+            "name": "e",
+            "save_dir": "s",
+            "version": "v",
+            "run_id": "v",
+        }.items():
+            monkeypatch.setattr(kind, name, value, raising=False)
+        loggers.append(object.__new__(kind))
+    image = torch.arange(6, dtype=torch.uint8).view(3, 1, 2)
+    write_image(trainer_for(tmp_path, logger=loggers), "filters/conv1", "conv1.png", image)
+    pixels = [[[0, 2, 4], [1, 3, 5]]]
+    assert calls == [("v", pixels, {"key": "filters/conv1", "step": 0}), (pixels, {"name": "filters/conv1", "step": 0})]
+
+
+@pytest.mark.parametrize(
+    ("logger", "folder"),
+    [
+        (False, "root"),
+        (CSVLogger("logs", name="csv"), "logs/csv/version_0"),
+        ([Album(), CSVLogger("logs", name="csv")], "albums/album/first"),
+        ([CSVLogger("logs", name="csv"), Album()], "logs/csv/version_0"),
+        (Album(version=3), "albums/album/version_3"),
+    ],
+    ids=["none", "csv", "another first", "csv first", "a number"],
+)
+def test_a_run_has_one_folder(logger: Any, folder: str) -> None:
+    assert run_folder(trainer_for(Path("root"), logger=logger)).absolute() == Path(folder).absolute()

@@ -231,6 +231,14 @@ REFUSED = {
     "less than a batch to validate": ("--trainer.limit_val_batches 0.4", "--trainer.limit_val_batches: 0.4"),
     "less than a batch to test": ("--trainer.limit_test_batches 0.4", "--trainer.limit_test_batches: 0.4"),
     "nobody logs it": ("--best_checkpoint.monitor val/acc", "--best_checkpoint.monitor: 'val/acc' is not logged"),
+    "calibration is switched off": (
+        "--calibration.enabled false --best_checkpoint.monitor val/ece --best_checkpoint.mode min",
+        "--best_checkpoint.monitor: 'val/ece' is not logged",
+    ),
+    "the best is the worst calibrated": (
+        "--best_checkpoint.monitor val/ece",
+        "--best_checkpoint.mode: max, but val/ece is better the lower it is. Set min.",
+    ),
     "an accelerator that is not there": ("--trainer.accelerator tpu", "--trainer: "),
     "an address for a checkpoint's folder": (
         "--best_checkpoint.dirpath memory://x",
@@ -298,6 +306,7 @@ REFUSED = {
         "--trainer.callbacks: LearningRateMonitor without a logger",
     ),
     "fewer classes than the data have": ("--model.num_classes 5", "--model.num_classes: 5, but the images are of 10"),
+    "more classes than the data have": ("--model.num_classes 12", "--model.num_classes: 12, but the images are of 10"),
     "overfitting on less than a batch": ("--trainer.overfit_batches 0.1", "--trainer.overfit_batches: 0.1 of an epoch"),
     "a flag by its end": ("--epochs 3", "--epochs: unknown, perhaps --trainer.max_epochs was meant"),
     "a flag without its owner": ("--lr=3", "--lr=3: unknown, perhaps --model.lr was meant"),

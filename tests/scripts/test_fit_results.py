@@ -215,14 +215,15 @@ def test_without_checkpoints_the_last_weights_are_tested(fit: Fit, refused: Call
     assert "ModelCheckpoint" in refused("--trainer.enable_checkpointing=false", f"{CB}+=ModelCheckpoint")
 
 
-@pytest.mark.parametrize("bar", ["false", "true"])
-def test_a_line_for_each_epoch(fit: Fit, capsys: pytest.CaptureFixture[str], bar: str) -> None:
+@pytest.mark.parametrize(("bar", "metric"), [("false", "loss"), ("true", "ece")])
+def test_a_line_for_each_epoch(fit: Fit, capsys: pytest.CaptureFixture[str], bar: str, metric: str) -> None:
     """Of what the history has, in ``best`` the epoch that was tested."""
     words = [
         "--model.lr=0.1",
         "--trainer.max_epochs=4",
-        "--best_checkpoint.monitor=val/loss",
+        f"--best_checkpoint.monitor=val/{metric}",
         "--best_checkpoint.mode=min",
+        "--calibration.enabled=true",
     ]
     assert fit(*UNSEEN, *words, f"--trainer.enable_progress_bar={bar}") == 0
     said = capsys.readouterr().out
@@ -234,7 +235,7 @@ def test_a_line_for_each_epoch(fit: Fit, capsys: pytest.CaptureFixture[str], bar
         assert f", val top-1 {100 * entry['val_top1']:.2f} % top-5 {100 * entry['val_top5']:.2f} %, " in line
         assert f"{entry['seconds']:.1f} s" in line
         best = number if line.endswith(" s best") else best
-    assert best == 1 + min(range(4), key=lambda place: history[place]["val_loss"])
+    assert best == 1 + min(range(4), key=lambda place: history[place][f"val_{metric}"])
     assert ("val/top1" in said) == (bar == "true")
 
 

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers import wandb_runs
 from helpers.small import UNSEEN
 from helpers.small import small_net as small_net
+from helpers.small_net import png
 
 from lightning_modules import AlexNetClassifier
 
@@ -315,3 +317,34 @@ def test_the_best_so_far_is_found_beside_the_checkpoint(
     (summary,) = tmp_path.glob("**/other/logs/*/*/summary.json")
     found = json.loads(summary.read_text(encoding="utf-8"))
     assert {key: found[key] for key in ("val_top1", "test_loss")}.items() <= whole.items()
+
+
+WANDB = ["--trainer.logger", "WandbLogger", "--trainer.logger.project", "nets", "--trainer.logger.offline", "true"]
+
+
+def test_runs_with_w_and_b_have_a_folder_each(
+    fit: Fit, stopped: Callable[..., None], end_wandb: Callable[[], None]
+) -> None:
+    """All files of a run lie under its project and id, which say that the images are the stand-in's."""
+    stopped(*WANDB)
+    end_wandb()
+    more = ["--trainer.max_epochs=1", "--predictions.enabled=true"]
+    assert fit("--ckpt_path=last", *WANDB, *more, small=False) == 0
+    end_wandb()
+    assert {path.name for path in Path("logs").iterdir()} == {"wandb", "nets-shapes10"}
+    first, second = sorted(Path("logs/nets-shapes10").iterdir(), key=lambda folder: (folder / "summary.json").exists())
+    for folder in (first, second):
+        assert (folder / "checkpoints/last.ckpt").is_file()
+        assert (folder / "config.yaml").is_file()
+        run = wandb_runs.about(Path("logs"), folder.name)
+        assert (run.project, run.display_name) == ("nets-shapes10", "alexnet-shapes10")
+    assert json.loads((second / "summary.json").read_text(encoding="utf-8"))["resumed"] == 1
+    for stage in ("val", "test"):
+        sent = [pixels for _, pixels in wandb_runs.pictures(Path("logs"), second.name, f"predictions/{stage}")]
+        drawn = [png(path) for path in sorted(second.glob(f"predictions/{stage}_*.png"))]
+        assert all((a == b).all() for a, b in zip(sent, drawn, strict=True))
+        assert sent
+
+
+def test_a_w_and_b_run_that_is_refused_is_none(refused: Callable[..., str], end_wandb: Callable[[], None]) -> None:
+    assert refused(*WANDB, "--data.val_size=0").startswith("error: --data.val_size: 0 leaves nothing to choose by.")
