@@ -32,8 +32,8 @@ class ConfusionMatrix(EveryNEpochs):
     LightningModule's ``validation_step`` and ``test_step`` must return a mapping with ``log_probabilities`` ``(B, C)``,
     and batches must be (images, targets), images ``(B, 3, H, W)`` or ``(B, crops, 3, H, W)`` like section 4.1's.
 
-    The picture goes to every logger as ``confusion/val`` or ``confusion/test``, the tables to
-    its text tab under the same name; both to ``confusion/val_epoch_003.png`` and ``.md`` in the run's folder.
+    The picture goes to every logger as ``confusion/val`` or ``confusion/test``, the tables to TensorBoard's
+    text tab under the same name; both to ``confusion/val_epoch_003.png`` and ``.md`` in the run's folder.
 
     Args:
         every_n_epochs: 1 draws after every epoch; 0 only at the end of fit. Validation runs of its own and tests are
