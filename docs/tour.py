@@ -50,7 +50,7 @@ from datamodules.pca_lighting import pca_lighting
 from lightning_modules import AlexNet, AlexNetClassifier, LocalResponseNorm
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # which devices there are, and tips
-warnings.filterwarnings("ignore", ".*(many workers|IProgress).*")  # neither is needed here
+warnings.filterwarnings("ignore", ".*(many workers|IProgress|LeafSpec).*")  # of no use here
 seed_everything(0, verbose=False)
 
 
