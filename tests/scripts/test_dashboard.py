@@ -21,7 +21,7 @@ from helpers.screenshots import (
 from PIL import Image
 
 RUN = Path("logs/alexnet-shapes10/version_0")
-DRAWN = ("embedding/val", "retrieval/test", "top_losses/test")
+DRAWN = ("embedding/val", "retrieval/test", "top_losses/test", "top_patches/conv1", "top_patches/conv5")
 BOTH = ("calibration", "confusion", "explanations", "predictions")
 DRAWN += tuple(f"{name}/{stage}" for name in BOTH for stage in ("val", "test"))
 # The newest of each; the test's bears the best epoch.
