@@ -23,12 +23,39 @@ def square(images: Tensor) -> Tensor:
     Returns:
         ``(B, 3, 32, 32)`` of the same type. Images of 32x32 pixels come out as they are.
     """
+    if torch.compiler.is_compiling():  # whose programs take photos of any size, which F.interpolate's do not
+        return _square_by_matrices(images)
     images = centre_crop(images, min(images.shape[2:]))
     if images.shape[2] == SIZE:
         return images
     there = images if images.is_floating_point() else images.cpu()  # where torch reduces bytes
     small = F.interpolate(there, (SIZE, SIZE), mode="bicubic", antialias=True).to(images.device)
     return small.clamp(0, 1) if images.is_floating_point() else small
+
+
+def _square_by_matrices(images: Tensor) -> Tensor:
+    """What :func:`square` gives, bytes too, by steps in which a traced program's height and width stay open."""
+    side = torch.sym_min(*images.shape[2:])
+    rows, columns = (_bicubic(n, side).to(images.device) for n in images.shape[2:])
+    if images.is_floating_point():
+        return (rows.to(images) @ (images @ columns.T.to(images))).clamp(0, 1)
+    # Bytes are rounded after each of the two, and their weights are multiples of 1/unit, which fit in 16 bits.
+    powers = 2.0 ** torch.arange(23, dtype=rows.dtype, device=rows.device)
+    unit = torch.where(rows.max() * powers < 2**15 - 0.5, powers, 1).max()
+    rows, columns = (torch.trunc(weights * unit + weights.sign() / 2) / unit for weights in (rows, columns))
+    across = (images.double() @ columns.T + 0.5).floor().clamp(0, 255)
+    return (rows @ across + 0.5).floor().clamp(0, 255).to(images.dtype)
+
+
+def _bicubic(length: int, side: int) -> Tensor:
+    """``(32, length)`` float64: what a line's middle ``side`` pixels weigh in each of 32; Keys's kernel, a = -0.5."""
+    start, pixels = (length - side) // 2, torch.arange(length, dtype=torch.float64)
+    middles = start + (torch.arange(SIZE, dtype=torch.float64)[:, None] + 0.5) * (side / SIZE)
+    x = (pixels + 0.5 - middles).abs() * (SIZE / torch.sym_max(side, SIZE))  # wider on the way down
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0))
+    weights = torch.where((pixels >= start) & (pixels < start + side), weights, 0)
+    return weights / weights.sum(1, keepdim=True)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, input_scale: InputScale) -> Tensor:
@@ -68,4 +95,5 @@ class Preprocessing(nn.Module):
             raise ValueError(f"images: {tuple(images.shape)}, expected (B, 3, H, W). Give it RGB images.")
         x = centre_crop(square(images), self.crop_size)
         x = x.float() if images.is_floating_point() else x.float() / 255
-        return resize(normalise(x, self.mean, self.std, self.input_scale), self.image_size, self.resizing)
+        mean, std, resizing = (buffer.float() for buffer in (self.mean, self.std, self.resizing))  # also after .half()
+        return resize(normalise(x, mean, std, self.input_scale), self.image_size, resizing)

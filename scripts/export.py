@@ -3,11 +3,11 @@
 python scripts/export.py --ckpt_path logs/alexnet/version_0/checkpoints/best.ckpt --format onnx
 python scripts/export.py --ckpt_path best.ckpt --format pt2 --dtype float32 --output classifier.pt2
 
-``onnx`` and ``pt2`` (of ``torch.export``) take RGB images ``(B, 3, 32, 32)``, any number of them, as ``--dtype`` says,
-and give probabilities ``(B, C)``, of one centre crop. Photos are brought to 32x32 pixels before: a program that
-``torch.export`` makes of a photo takes none of the other orientation, and no 32x32 pixels. ``safetensors`` has the
-weights by AlexNet's own names. Class names, and the numbers of the preprocessing, are in the file's metadata as JSON.
-What comes out of the file is compared with what comes out of the network before it gets its name.
+``onnx`` and ``pt2`` (of ``torch.export``) take RGB images ``(B, 3, H, W)`` as ``--dtype`` says, any number of any
+size, and give probabilities ``(B, C)``, of one centre crop. Photos are reduced inside; uint8 to predict.py's very bytes.
+``safetensors`` has the weights by AlexNet's own names. Class names, and the numbers of the preprocessing, are in the
+file's metadata as JSON. What comes out of the file is compared with what comes out of the network, for images of
+several sizes, before it gets its name.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from running.checkpoint import Checkpoint
 from running.errors import ScriptParser, argument_errors, printable, reason, refuse
 from running.image_classifier import ImageClassifier, network_arguments
@@ -41,6 +42,7 @@ DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 SOFTWARE = "software", "alexnet-cifar10/scripts/export.py"  # in the metadata, by which a file is known
 INPUT, OUTPUT = "images", "probabilities"
 ROUNDING = 1e-4  # of probabilities; float32 sums in another order differ by a hundredth of it
+PHOTOS = (48, 64), (64, 48), (20, 20), (500, 375)  # heights and widths that it is tried on beside the data set's own
 SHOWN = 100  # images of the test split that it is tried on
 
 Run = Callable[[Tensor], Tensor]  # images to probabilities
@@ -107,7 +109,8 @@ FORMATS: dict[str, Callable[[ImageClassifier, dict[str, str], Tensor], tuple[byt
 
 
 def _program(model: ImageClassifier, example: Tensor) -> torch.export.ExportedProgram:
-    return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    return torch.export.export(model, (example,), dynamic_shapes=(sizes,))
 
 
 # ---- does it do the same? ----------------------------------------------------------------------------------
@@ -117,7 +120,8 @@ def images_to_try(checkpoint: Checkpoint, root: str) -> tuple[list[Tensor], str]
     """Batches of random images uint8, and of the test split's where it is at hand; what they are, for people."""
     stream = torch.Generator().manual_seed(0)
     random = [torch.randint(0, 256, (n, 3, SIZE, SIZE), generator=stream, dtype=torch.uint8) for n in (1, 3, 16)]
-    said = f"{sum(map(len, random))} random images"
+    random = [*(F.interpolate(random[1], size) for size in PHOTOS), *random]  # of large dots, which stay when reduced
+    said = f"{sum(map(len, random))} random images of {len(PHOTOS) + 1} sizes"
     settings = {**checkpoint.settings["data"], "download": False}
     try:
         datamodule = CIFAR10DataModule(**settings, root=root)
@@ -170,7 +174,7 @@ def main(words: Sequence[str] | None = None) -> None:
         checkpoint = Checkpoint.read(options.ckpt_path)
         model = ImageClassifier.of(checkpoint)
     batches, tried = images_to_try(checkpoint, options.root)
-    example, dtype = batches[1], DTYPES[options.dtype]
+    example, dtype = batches[0], DTYPES[options.dtype]  # of sides unlike each other and 32, which thus stay open
     logging.disable(logging.WARNING)  # the exporters talk of their own insides
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

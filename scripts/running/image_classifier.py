@@ -44,7 +44,8 @@ class ImageClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities ``(B, C)`` of RGB images ``(B, 3, H, W)``, uint8 or float in ``[0, 1]``, of any size."""
-        return self.net(self.preprocessing(images)).softmax(1)
+        inputs = self.preprocessing(images).to(next(self.net.parameters()).dtype)  # float16 after .half()
+        return self.net(inputs).softmax(1)
 
 
 def network_arguments(checkpoint: Checkpoint) -> dict[str, Any]:

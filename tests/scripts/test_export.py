@@ -11,9 +11,11 @@ from pathlib import Path
 import export
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import ROOT, error_line
 from helpers.small import UNSEEN
 from PIL import Image
+from running.outputs import check_output
 
 from datamodules import CIFAR10DataModule, shapes10, sources
 from datamodules.photos import read_photo
@@ -22,6 +24,7 @@ from lightning_modules import AlexNet, AlexNetClassifier
 Fit = Callable[..., int]
 CKPT = Path("logs/alexnet-shapes10/version_0/checkpoints/best.ckpt")
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
+SIZES = [(20, 20), (48, 64), (64, 48), (31, 90), (500, 375)]
 
 
 @pytest.fixture
@@ -40,6 +43,10 @@ def hub(checkpoint: Path) -> torch.nn.Module:
 
 def pictures() -> torch.Tensor:
     return shapes10.draw_shapes10("test")[0]  # small: 6 a class
+
+
+def photos() -> list[torch.Tensor]:
+    return [F.interpolate(pictures()[::9], size) for size in SIZES]
 
 
 @torch.no_grad()
@@ -81,6 +88,16 @@ def test_photos_come_out_as_predict_reads_them(checkpoint: Path, size: tuple[int
     torch.testing.assert_close(model(photo[None].float() / 255), model(photo[None]), rtol=0, atol=0.02)
     with pytest.raises(ValueError, match=r"images: \(1, 1, 32, 32\), expected \(B, 3, H, W\)"):
         model(torch.zeros(1, 1, 32, 32))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_in_half_precision_says_nearly_the_same(checkpoint: Path, dtype: torch.dtype) -> None:
+    model = hub(checkpoint)
+    expected = model(pictures())
+    found = model.to(dtype)(pictures())
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.02)
 
 
 def test_a_checkpoint_from_before_the_class_names(checkpoint: Path, fit: Fit) -> None:
@@ -130,34 +147,35 @@ def test_onnxruntime_gives_the_network_s_probabilities(checkpoint: Path, dtype: 
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs pip install -e '.[export]'")
     assert exported(checkpoint, "--format=onnx", f"--dtype={dtype}") == 0
     session = onnxruntime.InferenceSession("alexnet.onnx", providers=["CPUExecutionProvider"])
-    images = pictures() if dtype == "uint8" else pictures().float() / 255
-    for batch in (images, images[:1]):
-        (found,) = session.run(["probabilities"], {"images": batch.numpy()})
-        torch.testing.assert_close(torch.from_numpy(found), on_the_runs_path(checkpoint)[: len(batch)], **CLOSE)
+    model, in_the_run = hub(checkpoint), on_the_runs_path(checkpoint)
+    batches = [pictures(), pictures()[:1], *photos()]
+    if dtype == "float32":
+        batches = [images.float() / 255 for images in batches]
+    for images, expected in zip(batches, [in_the_run, in_the_run[:1], *map(model, batches[2:])], strict=True):
+        (found,) = session.run(["probabilities"], {"images": images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), expected, **CLOSE)
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["class_names"]) == list(shapes10.CLASSES)
-    assert exported(checkpoint, "--format=onnx", f"--dtype={dtype}") == 0  # over its own
+    check_output("--output", Path("alexnet.onnx"), export.SOFTWARE[1])  # another may be written over it
 
 
 @pytest.mark.slow
 @torch.no_grad()
 def test_an_exported_program_runs_without_the_project(checkpoint: Path) -> None:
     assert exported(checkpoint, "--format=pt2", "--output=there.pt2") == 0
-    assert exported(checkpoint, "--format=pt2", "--output=there.pt2") == 0  # over its own
-    torch.save(pictures(), "images.pt")
+    check_output("--output", Path("there.pt2"), export.SOFTWARE[1])  # another may be written over it
+    torch.save([pictures(), pictures()[:1], *photos()], "images.pt")
     script = """
 import sys, torch
 about = {"class_names": ""}
 program = torch.export.load("there.pt2", extra_files=about).module()
-images = torch.load("images.pt")
-torch.save([program(images), program(images[:1]), about["class_names"]], "found.pt")
+torch.save([[program(images) for images in torch.load("images.pt")], about["class_names"]], "found.pt")
 assert not {"lightning_modules", "datamodules", "running", "lightning"} & {*sys.modules}
 """
     subprocess.run([sys.executable, "-I", "-c", script], check=True)
-    found, one, names = torch.load("found.pt")
+    found, names = torch.load("found.pt")
     expected = on_the_runs_path(checkpoint)
-    torch.testing.assert_close(found, expected, **CLOSE)
-    torch.testing.assert_close(one, expected[:1], **CLOSE)
+    torch.testing.assert_close(found, [expected, expected[:1], *map(hub(checkpoint), photos())], **CLOSE)
     assert json.loads(names) == list(shapes10.CLASSES)
 
 
