@@ -195,7 +195,7 @@ class CIFAR10DataModule(LightningDataModule):
         try:
             photos = read_photos([Path(self.predict_folder or "")])
         except (ValueError, OSError) as error:
-            raise ValueError(f"predict_folder: {error}") from None
+            raise ValueError(f"predict_folder: {str(error).removeprefix('photo: ')}") from None
         for line in photos.skipped:
             log.warning("%s", line)
         return photos

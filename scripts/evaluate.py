@@ -65,25 +65,25 @@ def score(model: AlexNetClassifier, data: CIFAR10DataModule, images: Tensor, tar
 
 
 def scores_of(
-    checkpoint: Checkpoint, root: str, folders: Mapping[str, tuple[Tensor, Tensor]], most: int | None
-) -> list[Score]:
-    """All of a checkpoint's scores: the test split, its corruptions, the folders."""
-    model, data = load(checkpoint, root, 1)
-    data.setup("test")
-    check_same_classes(checkpoint, data)
+    checkpoints: Sequence[Checkpoint], root: str, folders: Mapping[str, tuple[Tensor, Tensor]], most: int | None
+) -> list[list[Score]]:
+    """All of each checkpoint's scores: the test split, its corruptions, the folders."""
+    networks = [load(checkpoint, root, 1) for checkpoint in checkpoints]
+    for checkpoint, (_, data) in zip(checkpoints, networks, strict=True):
+        check_same_classes(checkpoint, data)
     if folders and data.class_names != CLASSES:
         raise ValueError(f"data: images of CIFAR-10's classes, which are not {checkpoint.path}'s. Leave it out.")
-    images, targets = data.images_in("test")
+    images, targets = data.images_in("test")  # of one root and the same classes, so the same to all
     chosen = alternating(targets, torch.arange(len(targets)))[:most]  # a sample of all classes
     images, targets = images[chosen], targets[chosen]
     sets: list[tuple[str, float | None]] = [("test", None)]
     sets += [(name, strength) for name, (_, strengths) in CORRUPTIONS.items() for strength in strengths]
-    found = []
-    for name, strength in tqdm(sets, desc=f"testing {checkpoint.path.name}", disable=None, leave=False):
+    found: list[list[Score]] = [[] for _ in networks]
+    for name, strength in tqdm([*sets, *((name, None) for name in folders)], desc="testing", disable=None, leave=False):
         seen = images if strength is None else CORRUPTIONS[name][0](images, strength)
-        found.append(Score(name, strength, len(images), *score(model, data, seen, targets)))
-    for name, (others, theirs) in folders.items():
-        found.append(Score(name, None, len(others), *score(model, data, others, theirs)))
+        seen, labels = folders.get(name, (seen, targets))
+        for scores, (model, data) in zip(found, networks, strict=True):
+            scores.append(Score(name, strength, len(seen), *score(model, data, seen, labels)))
     return found
 
 
@@ -178,7 +178,7 @@ def main(words: Sequence[str] | None = None) -> None:
         names = [checkpoint.class_names for checkpoint in checkpoints]
         if names[0] != names[-1]:
             refuse(f"--baseline: {options.baseline}, of other classes than {options.ckpt_path}. Name another.")
-        ours, *others = (scores_of(each, options.root, folders, options.images) for each in checkpoints)
+        ours, *others = scores_of(checkpoints, options.root, folders, options.images)
         baseline = others[0] if others else []
         figures: dict[str, Any] = {
             "software": SOFTWARE,

@@ -29,12 +29,13 @@ from rich.console import Console
 from rich.table import Table
 from running.checkpoint import Checkpoint
 from running.errors import ScriptParser, argument_errors, printable, refuse
-from running.gallery import check_same_classes, embed, features_of, load, probabilities_of, seen_and_heat
+from running.gallery import check_same_classes, embed, gallery_of, load, probabilities_of, seen_and_heat
 from running.outputs import check_output, check_place
 from running.predictions import COLUMNS, Row, as_csv, rows_of
 from torch import Tensor
 
 from callbacks.checkpoints.files import write_whole
+from callbacks.checkpoints.structure import all_finite
 from callbacks.pure.knn import nearest_neighbours
 from callbacks.pure.photo_panel import photo_panel
 from datamodules import CIFAR10DataModule
@@ -65,25 +66,21 @@ def neighbours_of(
     model: AlexNetClassifier, datamodule: CIFAR10DataModule, checkpoint: Checkpoint, photos: Tensor, k: int
 ) -> dict[str, Any]:
     """The ``k`` nearest training images of each picture; nothing, and a line that says so, where there are no data."""
-    ckpt_path = checkpoint.path
+    queries = embed(model, datamodule, photos)  # (Q, D)
     try:
-        datamodule.setup("fit")
         check_same_classes(checkpoint, datamodule)
+        gallery, cached = gallery_of(model, datamodule, checkpoint, queries.shape[1], k)
     except ValueError as error:
         print(printable(f"no neighbours: {error}"), file=sys.stderr)
         return {}
-    (images, targets), split = datamodule.images_in("train"), datamodule.split.train
-    if k > len(split):
-        refuse(f"--k: {k}, expected at most {len(split)}, the images of {ckpt_path}. Choose fewer.")
-    queries = embed(model, datamodule, photos)  # (Q, D)
-    features, cached = features_of(model, datamodule, ckpt_path, images[split], queries.shape[1])  # (G, D)
-    if not bool(features.isfinite().all() and queries.isfinite().all()):
-        refuse(f"{ckpt_path}: features are NaN or infinite, expected finite ones. Use another checkpoint.")
-    distances, places = nearest_neighbours(queries, features, k)  # (Q, k)
-    names = [[datamodule.class_names[i] for i in row] for row in targets[split[places]].tolist()]
+    if not (all_finite(gallery.features) and all_finite(queries)):
+        refuse(f"{checkpoint.path}: features are NaN or infinite, expected finite ones. Use another checkpoint.")
+    distances, near = nearest_neighbours(queries, gallery.features, k)  # (Q, k)
+    names = [[datamodule.class_names[i] for i in row] for row in gallery.targets[near].tolist()]
     origin = "cached" if cached else "now embedded"
-    print(f"{datamodule.description}: {len(split):,} training images ({origin})")
-    return {"distances": distances.tolist(), "names": names, "indices": split[places], "images": images}
+    print(f"{datamodule.description}: {len(gallery.places):,} training images ({origin})")
+    images = gallery.images[near[:SHOWN_PHOTOS, :SHOWN_NEIGHBOURS]]
+    return {"distances": distances.tolist(), "names": names, "indices": gallery.places[near], "images": images}
 
 
 def as_json(path: Path, rows: Sequence[Row], probabilities: Tensor, classes: Sequence[str]) -> str:
@@ -147,7 +144,6 @@ def main(words: Sequence[str] | None = None) -> None:
             print('no evidence: captum is not there. Run pip install -e ".[explain]".', file=sys.stderr)
 
         rows = rows_of(names, probabilities, classes, found)
-        near = found["indices"][: len(shown), :SHOWN_NEIGHBOURS] if found else None
         panel = photo_panel(
             shown.float() / 255,
             short_names(names[: len(shown)]),
@@ -155,7 +151,7 @@ def main(words: Sequence[str] | None = None) -> None:
             classes,
             seen,
             heat,
-            found["images"][near].float() / 255 if found else None,
+            found["images"].float() / 255 if found else None,
             found.get("names", ()),
             found.get("distances", ()),
             "your pictures, at the data set's 32x32 pixels",

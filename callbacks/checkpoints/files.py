@@ -41,11 +41,13 @@ class Opened(NamedTuple):
     Attributes:
         contents: The file's bytes.
         path: The file: the one asked for, or the one before it.
+        digest: The contents' SHA-256.
         wrong: What is wrong with the one asked for, if it is not ``path``.
     """
 
     contents: bytes
     path: Path
+    digest: str
     wrong: str | None = None
 
 
@@ -170,12 +172,12 @@ def open_intact(path: Path) -> Opened:
     Raises:
         DamagedCheckpointError: If there is none that is intact.
     """
-    contents, wrong = _read(path)
-    if contents is not None:
-        return Opened(contents, path)
+    opened, wrong = _read(path)
+    if opened is not None:
+        return opened
     before, _ = _read(previous(path))
     if before is not None:
-        return Opened(before, previous(path), wrong)
+        return before._replace(wrong=wrong)
     raise DamagedCheckpointError(f"{path}: {wrong}, and there is no earlier one beside it. Use another checkpoint.")
 
 
@@ -205,12 +207,12 @@ def copy_intact(path: Path, copy: Path | None) -> str | None:
 
     A link, or what does not begin like a checkpoint, is none: whoever names it may want to see another file.
     """
-    contents, wrong = _read(path)
-    if path.is_symlink() or (contents is not None and not contents.startswith(b"PK")):
+    opened, wrong = _read(path)
+    if path.is_symlink() or (opened is not None and not opened.contents.startswith(b"PK")):
         return "no checkpoint of its folder"
-    if contents is not None and copy is not None:
-        write_whole(copy, contents)
-        _write_digests(copy, [hashlib.sha256(contents).hexdigest()])
+    if opened is not None and copy is not None:
+        write_whole(copy, opened.contents)
+        _write_digests(copy, [opened.digest])
     return wrong
 
 
@@ -229,8 +231,8 @@ def read_regular(path: Path, most: int = LARGEST) -> bytes:
         return file.read()
 
 
-def _read(path: Path) -> tuple[bytes | None, str | None]:
-    """A file's bytes, or what is wrong with it. Without a SHA-256 beside it, it can only be missing or empty."""
+def _read(path: Path) -> tuple[Opened | None, str | None]:
+    """A file, or what is wrong with it. Without a SHA-256 beside it, it can only be missing or empty."""
     try:
         contents, digests = read_regular(path), _known_digests(path)
     except FileNotFoundError:
@@ -241,10 +243,10 @@ def _read(path: Path) -> tuple[bytes | None, str | None]:
         return None, error.strerror or str(error)
     if not contents:
         return None, "empty"
-    digest = hashlib.sha256(contents).hexdigest() if digests is not None else None
+    digest = hashlib.sha256(contents).hexdigest()
     if digests is not None and digest not in digests:
-        return None, f"damaged, its SHA-256 is {str(digest)[:12]}..., expected {(digests or ['?'])[0][:12]}..."
-    return contents, None
+        return None, f"damaged, its SHA-256 is {digest[:12]}..., expected {(digests or ['?'])[0][:12]}..."
+    return Opened(contents, path, digest), None
 
 
 def _known_digests(path: Path) -> list[str] | None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch.callbacks import WeightAveraging
+from torch.overrides import TorchFunctionMode
 
 from callbacks.checkpoints.files import DamagedCheckpointError, load_plain, open_intact, previous
 from callbacks.checkpoints.progress import epochs_and_batches, trained_epochs
@@ -38,6 +39,16 @@ KINDS: dict[str, type] = {
 LEFT_OUT = {"model": {"_instantiator", "seed"}, "data": {"_instantiator", "seed", "image_size", "root"}}
 # What decides which images an epoch has in which order, beside the seed and the number of processes.
 OF_EPOCH = ("batch_size", "subset_size", "val_size", "split_seed")
+DRAWS = {"normal_", "uniform_", "kaiming_uniform_"}
+
+
+class Undrawn(TorchFunctionMode):
+    """Within it a network is made of whatever lies in memory: for weights that are overwritten at once."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Leave a tensor that is to be drawn as it is, which comes first, by whatever name."""
+        kwargs = kwargs or {}
+        return [*args, *kwargs.values()][0] if func.__name__ in DRAWS else func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -47,10 +58,12 @@ class Checkpoint:
     Attributes:
         path: The file.
         contents: What it holds, as Lightning wrote it: tensors on the CPU, and plain values.
+        digest: The file's SHA-256.
     """
 
     path: Path
     contents: dict[str, Any]
+    digest: str
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
@@ -80,7 +93,7 @@ class Checkpoint:
             if key in contents and not isinstance(contents[key], wanted):
                 wrong = f"{key} is a {type(contents[key]).__name__}, expected a {wanted.__name__}"
                 refuse(f"{path}: {wrong}. Use a checkpoint that fit.py wrote.")
-        return cls(path, contents)
+        return cls(path, contents, opened.digest)
 
     @classmethod
     def newest(cls, places: Iterable[Path], where: str) -> Checkpoint:
@@ -137,8 +150,9 @@ class Checkpoint:
 
     def network(self) -> AlexNetClassifier:
         """Its network with its weights, on the CPU and in evaluation mode; to be called after ``check_settings``."""
-        model = AlexNetClassifier(**{**self.settings["model"], "compile": False})
-        model.load_state_dict(self.state_dict)
+        with Undrawn():
+            model = AlexNetClassifier(**{**self.settings["model"], "compile": False})
+        model.load_state_dict(self.state_dict)  # all of them, or it raises
         return model.eval()
 
     @property
@@ -208,7 +222,7 @@ class Checkpoint:
             for name, value in [*settings["model"].items(), *settings["data"].items()]:
                 if isinstance(value, int | float) and not abs(value) <= 2**32:
                     raise ValueError(f"{name}: {value}, expected at most {2**32}")
-            with torch.device("meta"):  # shapes without numbers, for which there may be no memory
+            with torch.device("meta"), Undrawn():  # shapes without numbers, for which there may be no memory
                 model = AlexNetClassifier(**{**settings["model"], "compile": False})
             data = CIFAR10DataModule(**settings["data"], image_size=model.net.image_size)
             if "CIFAR10DataModule" in self.contents:

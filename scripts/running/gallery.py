@@ -1,4 +1,4 @@
-"""A checkpoint's network with its data, and the training images' features, which are kept."""
+"""A checkpoint's network with its data, and the training images with their features, which are kept."""
 
 from __future__ import annotations
 
@@ -6,19 +6,30 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from callbacks.checkpoints.files import damage, load_plain, read_regular, sidecar, write_checkpoint
+from callbacks.checkpoints.files import damage, load_plain, open_intact, sidecar, write_checkpoint
 from callbacks.checkpoints.structure import all_finite, kind
 from callbacks.pure.heat import grad_cam
-from datamodules import CIFAR10DataModule
+from datamodules import CIFAR10DataModule, shapes10
 from datamodules.cifar10 import RawBatch, View
+from datamodules.sources import official
 from lightning_modules import AlexNetClassifier
 from running.checkpoint import Checkpoint
-from running.errors import printable, reason
+from running.errors import printable, reason, refuse
+
+
+class Gallery(NamedTuple):
+    """The training images in use, among which neighbours are looked for."""
+
+    features: Tensor  # (G, D) float32: fc7
+    places: Tensor  # (G,) int64, in the training split
+    images: Tensor  # (G, 3, 32, 32) uint8
+    targets: Tensor  # (G,) int64
 
 
 def load(checkpoint: Checkpoint, root: str, test_crops: int) -> tuple[AlexNetClassifier, CIFAR10DataModule]:
@@ -95,19 +106,29 @@ def embed(model: AlexNetClassifier, datamodule: CIFAR10DataModule, images: Tenso
     return torch.cat(parts)
 
 
-def gallery_digest(datamodule: CIFAR10DataModule, indices: Tensor, images: Tensor, device: str) -> str:
-    """SHA-256 of all that the gallery's features depend on beside the checkpoint.
+def gallery_digest(datamodule: CIFAR10DataModule, device: str) -> str:
+    """SHA-256 of all that the gallery depends on beside the checkpoint.
+
+    Some images are known unread: the official files, which are refused unless they have their MD5s, and shapes10, which
+    follows from its source to the last byte. Of all others it is the images themselves that tell.
 
     Args:
-        datamodule: What is done with an image.
-        indices: ``(G,)`` int64 places of the images in the training split.
-        images: ``(G, 3, 32, 32)`` uint8.
+        datamodule: Which images, and what is done with one.
         device: Where they are embedded: a GPU rounds otherwise.
     """
-    how = {key: getattr(datamodule, key) for key in ("crop_size", "image_size", "input_scale")}
+    names = ("crop_size", "image_size", "input_scale", "subset_size", "val_size", "split_seed")
+    how = {name: getattr(datamodule, name) for name in names}
     digest = hashlib.sha256(json.dumps([how, device, torch.__version__], sort_keys=True).encode())
-    for tensor in (indices, images, *datamodule.statistics):
-        digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    tensors = [*datamodule.statistics]
+    if datamodule.layout is None:
+        digest.update(Path(shapes10.__file__).read_bytes())
+    elif datamodule.layout.kind in ("batches", "archive"):
+        digest.update(json.dumps(official.BATCH_MD5S["train"]).encode())
+    else:
+        places = datamodule.split.train
+        tensors += [places, *(values[places] for values in datamodule.images_in("train"))]
+    for tensor in tensors:
+        digest.update(tensor.contiguous().cpu().numpy().data)
     return digest.hexdigest()
 
 
@@ -117,41 +138,52 @@ def cache_folder(path: Path) -> Path:
     return (folder.parent if folder.name == "checkpoints" else folder) / "retrieval_cache"
 
 
-def read_cache(path: Path, key: str, shape: tuple[int, int]) -> Tensor | None:
-    """Features ``shape`` (G, D) that were kept under ``key``; None, and a line on stderr, where they are damaged."""
+def read_cache(path: Path, key: str, width: int) -> Gallery | None:
+    """The gallery that was kept under ``key``, its features ``(G, width)``; None, and a line on stderr, if damaged."""
     if not path.is_file():
         return None
-    wrong = damage(path) if sidecar(path).is_file() else "no SHA-256 beside it"
-    if wrong is None:
-        try:
-            kept = load_plain(read_regular(path))
-            features: Tensor = kept["features"]
-            fits = kept["key"] == key and kind(features) == shape and features.dtype == torch.float32
-            if fits and all_finite(features):
-                return features.contiguous()
+    wrong = None if sidecar(path).is_file() else "no SHA-256 beside it"
+    try:
+        if wrong is None:
+            kept = load_plain(open_intact(path).contents)
+            gallery = Gallery(*(kept[name] for name in Gallery._fields))
+            found, count = [(kind(tensor), tensor.dtype) for tensor in gallery], len(gallery.places)
+            shapes = (count, width), (count,), (count, 3, 32, 32), (count,)
+            kinds = [*zip(shapes, (torch.float32, torch.int64, torch.uint8, torch.int64), strict=True)]
+            if kept["key"] == key and found == kinds and all_finite(gallery.features):
+                return gallery
             wrong = "of other images"
-        except Exception as error:  # whatever it holds in place of features
-            wrong = f"no features ({type(error).__name__})"
+    except Exception as error:  # whatever it holds in place of a gallery
+        wrong = damage(path) or f"no features ({type(error).__name__})"
     print(printable(f"{path}: {wrong}; embedding the training images anew"), file=sys.stderr)
     return None
 
 
-def features_of(
-    model: AlexNetClassifier, datamodule: CIFAR10DataModule, ckpt_path: Path, images: Tensor, width: int
-) -> tuple[Tensor, bool]:
-    """The training images' fc7 ``(G, width)`` float32, from the cache if it has them, and whether it had."""
-    digest = gallery_digest(datamodule, datamodule.split.train, images, model.device.type)
-    key = f"{hashlib.sha256(ckpt_path.read_bytes()).hexdigest()} {digest}"
-    path = cache_folder(ckpt_path) / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.pt"
-    kept = read_cache(path, key, (len(images), width))
+def gallery_of(
+    model: AlexNetClassifier, datamodule: CIFAR10DataModule, checkpoint: Checkpoint, width: int, k: int
+) -> tuple[Gallery, bool]:
+    """The training images with their fc7 of ``width``, from the cache if it has them, and whether it had.
+
+    Fewer than ``k`` are refused, before they are embedded.
+
+    Raises:
+        ValueError: If there are no data.
+    """
+    key = f"{checkpoint.digest} {gallery_digest(datamodule, model.device.type)}"
+    path = cache_folder(checkpoint.path) / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.pt"
+    kept = read_cache(path, key, width)
+    places = datamodule.split.train if kept is None else kept.places
+    if k > len(places):
+        refuse(f"--k: {k}, expected at most {len(places)}, the images of {checkpoint.path}. Choose fewer.")
     if kept is not None:
         return kept, True
-    features = embed(model, datamodule, images, "embedding the training images")
+    images, targets = (values[places] for values in datamodule.images_in("train"))
+    gallery = Gallery(embed(model, datamodule, images, "embedding the training images"), places, images, targets)
     try:
         if path.parent.is_symlink():  # to a folder of other files, maybe
             raise OSError(0, "its folder is a link")
-        write_checkpoint({"key": key, "features": features}, path)
+        write_checkpoint({"key": key, **gallery._asdict()}, path)
     except OSError as error:
         why = reason(error.__cause__ or error)
         print(printable(f"{path}: can't be written ({why}); the next time takes as long"), file=sys.stderr)
-    return features, False
+    return gallery, False

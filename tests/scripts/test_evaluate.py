@@ -84,11 +84,14 @@ def test_against_itself_the_corruption_error_is_1(
 def test_another_baseline_and_what_is_not_to_be_compared(
     trained: CIFAR10DataModule, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def scored(checkpoint: Any, *_: Any) -> list[Score]:
-        top1 = 0.8 if checkpoint.path == CKPT else 0.6
+    def scored(checkpoints: list[Any], *_: Any) -> list[list[Score]]:
+        assert [checkpoint.path for checkpoint in checkpoints] == [CKPT, Path("baseline.ckpt")]
         return [
-            Score("test", None, 100, top1, 1.0),
-            *(Score(k, s, 100, top1, 1.0) for k in CORRUPTIONS for s in range(5)),
+            [
+                Score("test", None, 100, top1, 1.0),
+                *(Score(k, s, 100, top1, 1.0) for k in CORRUPTIONS for s in range(5)),
+            ]
+            for top1 in (0.8, 0.6)
         ]
 
     checkpoint = torch.load(CKPT, weights_only=True)

@@ -14,15 +14,19 @@ import predict
 import pytest
 import torch
 from helpers import error_line
+from helpers.official import Official, write_folders
 from helpers.small import UNSEEN
 from helpers.small import small_net as small_net
 from lightning import Trainer
 from PIL import Image
-from running.gallery import gallery_digest, read_cache
+from running import gallery
+from running.checkpoint import Undrawn
+from running.gallery import Gallery, gallery_digest, read_cache
 
 from callbacks.checkpoints.files import write_checkpoint
 from callbacks.pure.photo_panel import ROW_HEIGHT, TOP
 from datamodules import CIFAR10DataModule
+from datamodules.sources import Source
 from lightning_modules import AlexNetClassifier
 
 Fit = Callable[..., int]
@@ -141,7 +145,7 @@ def test_fit_py_predict_says_the_same_of_a_folder(
     [
         (["--data.predict_folder=empty"], "--data.predict_folder: empty: no pictures in this folder"),
         (["--data.predict_folder=nowhere"], "--data.predict_folder: nowhere: there is no such file"),
-        (["--data.predict_folder=bad"], "--data.predict_folder: photo: no picture could be read (bad/a.png: no"),
+        (["--data.predict_folder=bad"], "--data.predict_folder: no picture could be read (bad/a.png: no"),
         (["--data.predict_folder=a.png", "--trainer.limit_predict_batches=0"], "--trainer.limit_predict_batches: 0"),
     ],
 )
@@ -196,13 +200,21 @@ def test_a_training_image_is_its_own_nearest(trained: CIFAR10DataModule) -> None
     assert float(row["value"]) < 1e-4
 
 
-def test_the_gallery_is_embedded_once(trained: CIFAR10DataModule, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_gallery_is_embedded_once(
+    trained: CIFAR10DataModule, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its images and their labels, so that the next time the training split is not even read."""
     save(trained.images_in("test")[0][0], "a.png")
     first = retrieved("a.png")
+    files = [Path(f"predictions{ending}") for ending in (".png", ".csv", ".json")]
+    contents_then = [path.read_bytes() for path in files]
     (cache,) = Path("logs/alexnet-shapes10/version_0/retrieval_cache").glob("*.pt")
     written = cache.stat().st_mtime_ns
     capsys.readouterr()
-    assert retrieved("a.png") == first
+    with monkeypatch.context() as patch:
+        patch.setattr(CIFAR10DataModule, "images_in", lambda *_: pytest.fail("it was read"))
+        assert retrieved("a.png") == first
+    assert [path.read_bytes() for path in files] == contents_then
     assert "(cached)" in capsys.readouterr().out
     assert cache.stat().st_mtime_ns == written
 
@@ -222,18 +234,44 @@ def test_the_gallery_is_embedded_once(trained: CIFAR10DataModule, capsys: pytest
     assert "no SHA-256 beside it" in capsys.readouterr().err
 
 
-def test_other_images_or_another_checkpoint_have_a_cache_of_their_own(trained: CIFAR10DataModule) -> None:
-    gallery = trained.images_in("train")[0][trained.split.train]
-    indices = trained.split.train
-    digest = gallery_digest(trained, indices, gallery, "cpu")
-    other = gallery.clone()
-    other[5, 0, 0, 0] ^= 1
-    assert gallery_digest(trained, indices, other, "cpu") != digest
-    assert gallery_digest(trained, indices.flip(0), gallery, "cpu") != digest
-    assert gallery_digest(trained, indices, gallery, "cuda") != digest
-    trained.crop_size = 32
-    assert gallery_digest(trained, indices, gallery, "cpu") != digest
-    save(gallery[0], "a.png")
+@pytest.mark.parametrize("root", ["official", "folders", "shapes10"])
+def test_the_cache_is_of_the_images_and_what_is_done_with_them(
+    trained: CIFAR10DataModule, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    """The official files are known by their MD5s and shapes10 by its source, both unread; others by their images."""
+    files = Official(monkeypatch)
+    {"official": files.write_batches, "folders": write_folders, "shapes10": Path.mkdir}[root](Path(root))
+    files.write_archive(Path("archive"))
+
+    def digest(root: str = root, device: str = "cpu", **settings: Any) -> str:
+        source: Source = "shapes10" if root == "shapes10" else "cifar10"
+        datamodule = CIFAR10DataModule(root, source, False, **{"val_size": 0, "crop_size": 28, **settings})
+        datamodule.statistics = trained.statistics
+        found = gallery_digest(datamodule, device)
+        assert bool(datamodule._images) == (root == "folders")
+        return found
+
+    found = [digest(), digest(device="cuda"), digest(crop_size=32), digest(subset_size=10), digest(split_seed=1)]
+    assert digest() == found[0]
+    assert (digest("archive") == found[0]) == (root == "official")
+    for picture in Path().glob("folders/train/frog/*"):
+        save(torch.zeros(3, 32, 32, dtype=torch.uint8), str(picture))
+    files.files["data_batch_3"] = files.files["data_batch_4"]
+    files.expect_these()
+    monkeypatch.setattr(gallery.shapes10, "__file__", __file__)
+    assert len({*found, digest()}) == 6
+
+
+def test_a_network_that_is_overwritten_is_not_drawn() -> None:
+    state = torch.get_rng_state()
+    with Undrawn():
+        for settings in ({"init": "fast"}, {"init": "torch"}, {"init": "code"}, {"network": "19pct", "image_size": 32}):
+            AlexNetClassifier(**settings)
+    assert torch.get_rng_state().equal(state)
+
+
+def test_another_checkpoint_has_a_cache_of_its_own(trained: CIFAR10DataModule) -> None:
+    save(trained.images_in("train")[0][0], "a.png")
     retrieved("a.png")
     checkpoint = torch.load(CKPT, weights_only=True)
     checkpoint["state_dict"]["net.fc7.bias"] += 1
@@ -356,28 +394,42 @@ def test_refusals_take_one_line(
     assert not Path("predictions.png").exists()
 
 
+KEPT = {
+    "key": "k",
+    "features": torch.ones(5, 4),
+    "places": torch.arange(5),
+    "images": torch.zeros(5, 3, 32, 32, dtype=torch.uint8),
+    "targets": torch.arange(5),
+}
+
+
 @pytest.mark.parametrize(
     "contents",
     [
         [],
         {"key": "k"},
-        {"key": "k", "features": "text"},
-        {"key": "k", "features": torch.zeros(5, 3)},
-        {"key": "k", "features": torch.zeros(6, 4)},
-        {"key": "k", "features": torch.zeros(5, 4).half()},
-        {"key": "k", "features": torch.zeros(5, 4).to_sparse()},
-        {"key": "k", "features": torch.full((5, 4), float("nan"))},
+        {"key": "k", "features": KEPT["features"]},  # an earlier version's
+        {**KEPT, "key": "another"},
+        {**KEPT, "features": "text"},
+        {**KEPT, "features": torch.zeros(5, 3)},
+        {**KEPT, "features": torch.zeros(6, 4)},
+        {**KEPT, "features": torch.zeros(5, 4).half()},
+        {**KEPT, "features": torch.zeros(5, 4).to_sparse()},
+        {**KEPT, "features": torch.full((5, 4), float("nan"))},
+        {**KEPT, "places": torch.arange(6)},
+        {**KEPT, "images": torch.zeros(5, 3, 32, 32)},
+        {**KEPT, "targets": torch.zeros(5, 1, dtype=torch.int64)},
     ],
-    ids=str,
+    ids=range(13),
 )
 def test_a_cache_of_other_contents_under_a_right_sha256_is_not_taken(
     contents: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = Path("cache.pt")
-    write_checkpoint({"key": "k", "features": torch.ones(5, 4)}, path)
-    kept = read_cache(path, "k", (5, 4))
+    write_checkpoint(KEPT, path)
+    kept = read_cache(path, "k", 4)
     assert kept is not None
-    assert kept.eq(1).all()
+    assert all(getattr(kept, name).equal(KEPT[name]) for name in Gallery._fields)
     write_checkpoint(contents, path)
-    assert read_cache(path, "k", (5, 4)) is None
+    assert read_cache(path, "k", 4) is None
     assert "embedding the training images anew" in capsys.readouterr().err
