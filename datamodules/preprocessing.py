@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ def square(images: Tensor) -> Tensor:
 
 def _square_by_matrices(images: Tensor) -> Tensor:
     """What :func:`square` gives, bytes too, by steps in which a traced program's height and width stay open."""
-    side = torch.sym_min(*images.shape[2:])
+    side = cast(int, torch.sym_min(*images.shape[2:]))
     rows, columns = (_bicubic(n, side).to(images.device) for n in images.shape[2:])
     if images.is_floating_point():
         return (rows.to(images) @ (images @ columns.T.to(images))).clamp(0, 1)
@@ -51,7 +51,7 @@ def _bicubic(length: int, side: int) -> Tensor:
     """``(32, length)`` float64: what a line's middle ``side`` pixels weigh in each of 32; Keys's kernel, a = -0.5."""
     start, pixels = (length - side) // 2, torch.arange(length, dtype=torch.float64)
     middles = start + (torch.arange(SIZE, dtype=torch.float64)[:, None] + 0.5) * (side / SIZE)
-    x = (pixels + 0.5 - middles).abs() * (SIZE / torch.sym_max(side, SIZE))  # wider on the way down
+    x = (pixels + 0.5 - middles).abs() * (SIZE / cast(int, torch.sym_max(side, SIZE)))  # wider on the way down
     near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
     weights = torch.where(x < 1, near, torch.where(x < 2, far, 0))
     weights = torch.where((pixels >= start) & (pixels < start + side), weights, 0)

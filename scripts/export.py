@@ -4,7 +4,7 @@ python scripts/export.py --ckpt_path logs/alexnet/version_0/checkpoints/best.ckp
 python scripts/export.py --ckpt_path best.ckpt --format pt2 --dtype float32 --output classifier.pt2
 
 ``onnx`` and ``pt2`` (of ``torch.export``) take RGB images ``(B, 3, H, W)`` as ``--dtype`` says, any number of any
-size, and give probabilities ``(B, C)``, of one centre crop. Photos are reduced inside, uint8 to the bytes of predict.py.
+size, and give probabilities ``(B, C)``, of one centre crop. Photos are reduced inside, uint8 to predict.py's bytes.
 ``safetensors`` has the weights by AlexNet's own names. Class names, and the numbers of the preprocessing, are in the
 file's metadata as JSON. What comes out of the file is compared with what comes out of the network, for images of
 several sizes, before it gets its name.
