@@ -146,7 +146,7 @@ def read_cache(path: Path, key: str, width: int) -> Gallery | None:
     try:
         if wrong is None:
             kept = load_plain(open_intact(path).contents)
-            gallery = Gallery(*(kept[name] for name in Gallery._fields))
+            gallery = Gallery(*(kept[name] for name in Gallery.__annotations__))
             found, count = [(kind(tensor), tensor.dtype) for tensor in gallery], len(gallery.places)
             shapes = (count, width), (count,), (count, 3, 32, 32), (count,)
             kinds = [*zip(shapes, (torch.float32, torch.int64, torch.uint8, torch.int64), strict=True)]
