@@ -35,7 +35,7 @@ UPRIGHT = {
 class Photos(NamedTuple):
     """Pictures as the data set has its images, 3 KB each."""
 
-    names: list[str]  # of their files
+    names: list[str]  # of their files, as they are
     images: Tensor  # (N, 3, 32, 32) uint8
     skipped: list[str]  # a line for each file and folder that was passed over
 
@@ -157,7 +157,7 @@ def read_photos(words: Sequence[Path]) -> Photos:
     for path in progress_bar(paths, desc="Reading pictures", unit="picture"):
         try:
             photos.append(read_photo(path))
-            names.append(printable(path))
+            names.append(str(path))
         except ValueError as error:
             if path in words:
                 raise

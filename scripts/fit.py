@@ -131,7 +131,7 @@ class FitCLI(ExperimentCLI):
         checkpoint = self.checked("predict", model, datamodule)
         with one_line_failures(trainer):
             batches = trainer.predict(model, datamodule, **{**kwargs, "return_predictions": True})
-        names, images, _ = datamodule.photos
+        files, images, _ = datamodule.photos
         table = gathered(trainer, batches or [], len(images), model.num_classes)
         path = run_folder(trainer) / "predictions.csv"
         if not table.isfinite().all():
@@ -139,7 +139,7 @@ class FitCLI(ExperimentCLI):
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         done = table.any(1)  # all of them, but for --trainer.limit_predict_batches
-        rows = rows_of(list(compress(names, done)), table[done], checkpoint.class_names, {})
+        rows = rows_of([*map(printable, compress(files, done))], table[done], checkpoint.class_names, {})
         with one_line_failures(trainer):
             write_whole(path, as_csv(rows))
         print(printable(f"written: {path}, {int(done.sum()):,} pictures"))

@@ -125,7 +125,8 @@ def main(words: Sequence[str] | None = None) -> None:
         inputs, _ = list_photos(options.photos)
         for ending, mark in marks.items():
             check_output("--out", options.out.with_suffix(ending), mark, inputs)
-        names, photos, skipped = read_photos(options.photos)
+        files, photos, skipped = read_photos(options.photos)
+        names = [printable(file) for file in files]
         for line in skipped:
             print(line, file=sys.stderr)
         checkpoint = Checkpoint.read(options.ckpt_path)
