@@ -30,7 +30,7 @@ class LayerStats(NamedTuple):
 def layer_stats(activations: Tensor) -> LayerStats:
     """Measure a layer's activations ``(B, C, ...)``, after the activation function."""
     values = activations.detach().float()
-    alive = (values != 0).transpose(0, 1).flatten(1).any(1)  # (C,); NaN is alive, and shows in the scale
+    alive = (values != 0).any(dim=(0, *range(2, values.ndim)))  # (C,); NaN is alive, and shows in the scale
     return LayerStats(1 - alive.float().mean().item(), values.square().mean().sqrt().item())
 
 
@@ -91,7 +91,7 @@ class ActivationStats(EveryNEpochs):
     of_datamodule = ("query_dataloader",)
     of_model = ("net", "embed")
 
-    def __init__(self, every_n_epochs: int = 1, num_images: int = 64, enabled: bool = True) -> None:
+    def __init__(self, every_n_epochs: int = 1, num_images: int = 32, enabled: bool = True) -> None:
         super().__init__(every_n_epochs, enabled)
         base.check_at_least(1, num_images=num_images)
         self.num_images = num_images

@@ -24,6 +24,7 @@ class Explanations(EveryNEpochs):
 
     Args:
         every_n_epochs: 1 draws after every epoch too; 0 only at the end of ``fit`` and of ``test``.
+        after_fit: False leaves out the look at the end of fit, where a test of the best checkpoint follows anyway.
         num_images: How many.
         enabled: False switches the callback off. Without captum (``pip install -e ".[explain]"``) it warns.
 
@@ -36,9 +37,12 @@ class Explanations(EveryNEpochs):
     of_datamodule = ("class_names", "query_dataloader", "to_rgb")
     of_model = ("net", "log_probabilities")
 
-    def __init__(self, every_n_epochs: int = 0, num_images: int = 8, enabled: bool = True) -> None:
+    def __init__(
+        self, every_n_epochs: int = 0, after_fit: bool = True, num_images: int = 8, enabled: bool = True
+    ) -> None:
         super().__init__(every_n_epochs, enabled)
         base.check_at_least(1, num_images=num_images)
+        self.at_end = after_fit
         self.num_images = num_images
 
     def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:

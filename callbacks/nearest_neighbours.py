@@ -7,13 +7,12 @@ share the query's class: a measure of the features that no classifier is needed 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from callbacks import base
@@ -35,45 +34,51 @@ class Retrieved(NamedTuple):
 
 
 def retrieve(
-    trainer: Trainer, module: LookedAtModel, gallery: DataLoader[Any], queries: Iterable[Any], k: int
+    trainer: Trainer,
+    module: LookedAtModel,
+    gallery: Any,
+    gallery_places: Sequence[int],
+    queries: Any,
+    query_places: Sequence[int],
+    k: int,
 ) -> Retrieved | None:
     """Find the gallery images nearest to each query. To be called in every process, inside ``looking``.
 
     Each process embeds every world-size-th batch of the gallery and keeps only the k nearest so far; then all agree on
-    the nearest of all. Every process embeds all queries: it needs them, and they are few beside the gallery.
+    the nearest of all. Every process embeds all queries: it needs them, and they are few.
 
     Args:
         trainer: Moves batches to the device and gathers from all processes.
         module: Makes features of images.
-        gallery: At least k images, the same in every process.
-        queries: Batches, likewise; at least one image in all.
+        gallery: A loader as :class:`~callbacks.base.LookedAtData` has it.
+        gallery_places: Which of its images are searched, at least k; the same in every process.
+        queries: A loader, likewise.
+        query_places: Which of its images are looked up, at least one.
         k: Neighbours for each query.
 
     Returns:
         The same in every process, and as one process alone would find it. None where a feature is NaN or infinite.
     """
-    embedded = [_embed(trainer, module, batch) for batch in queries]
+    embedded = [_embed(trainer, module, queries, places) for places in _batches(queries, query_places)]
     features, query_targets = (torch.cat(parts) for parts in zip(*embedded, strict=True))
     finite = bool(features.isfinite().all())
     found = nothing_found(features, k)
 
-    size = len(cast(Any, gallery.dataset))
-    gallery_targets = torch.zeros(size, dtype=torch.int64, device=features.device)
-    places = torch.arange(size, device=features.device).split(cast(int, gallery.batch_size))
+    gallery_targets = torch.zeros(len(gallery.dataset), dtype=torch.int64, device=features.device)
     waiting_rows: list[Tensor] = []
     waiting_places: list[Tensor] = []
 
     shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
-    batches = tqdm(gallery, desc="embedding the gallery", disable=None if shown else True, leave=False)
-    for number, batch in enumerate(batches):
-        if number % trainer.world_size != trainer.global_rank or not finite:
-            continue
-        rows, targets = _embed(trainer, module, batch)
-        finite = bool(rows.isfinite().all())
-        gallery_targets[places[number]] = targets
+    mine = _batches(gallery, gallery_places)[trainer.global_rank :: trainer.world_size]
+    for places in tqdm(mine, desc="embedding the gallery", disable=None if shown else True, leave=False):
+        rows, targets = _embed(trainer, module, gallery, places)
+        finite = finite and bool(rows.isfinite().all())
+        if not finite:
+            break
         waiting_rows.append(rows)
-        waiting_places.append(places[number])
-        if finite and sum(map(len, waiting_rows)) >= _ROWS_AT_A_TIME:
+        waiting_places.append(places.to(rows.device))
+        gallery_targets[waiting_places[-1]] = targets
+        if sum(map(len, waiting_rows)) >= _ROWS_AT_A_TIME:
             found = search_block(features, torch.cat(waiting_rows), torch.cat(waiting_places), found)
             waiting_rows, waiting_places = [], []
     if not trainer.strategy.reduce_boolean_decision(finite, all=True):
@@ -87,13 +92,19 @@ def retrieve(
         for part in found
     )
     squared, indices = merge_neighbours(squared, indices, k)
-    gallery_targets = trainer.strategy.all_gather(gallery_targets).view(-1, size).sum(0)  # each target came from one
+    # Each target came from one process; the others have 0 there.
+    gallery_targets = trainer.strategy.all_gather(gallery_targets).view(-1, len(gallery_targets)).sum(0)
     return Retrieved(squared.sqrt().float(), indices, query_targets, gallery_targets[indices])
 
 
-def _embed(trainer: Trainer, module: LookedAtModel, batch: Any) -> tuple[Tensor, Tensor]:
-    """Features ``(B, D)`` float32 and targets ``(B,)`` of a batch as its loader gave it."""
-    images, targets = base.to_model(trainer, batch)
+def _batches(loader: Any, places: Sequence[int]) -> Sequence[Tensor]:
+    """Places of a loader's images, int64 ``(B,)`` each."""
+    return torch.tensor(places).split(loader.batch_size)
+
+
+def _embed(trainer: Trainer, module: LookedAtModel, loader: Any, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Features ``(B, D)`` float32 and targets ``(B,)`` of a loader's images at these places."""
+    images, targets = base.fetch(trainer, loader, places.tolist())
     return base.forward(trainer, module.embed, images).flatten(1), targets
 
 
@@ -106,11 +117,13 @@ class NearestNeighbours(EveryNEpochs):
     nearest training images that are of the query's class, over the queries.
 
     Args:
-        every_n_epochs: 0 looks at the end of fit only; 5 also after every fifth epoch. Each time embeds all training
-            images, and the queries.
+        every_n_epochs: 0 looks at the end of fit only; 5 also after every fifth epoch. Each time embeds the gallery and
+            the queries.
         after_fit: False leaves out the look at the end of fit, where a test of the best checkpoint follows anyway.
-        max_queries: Images that are looked up, spread evenly over the validation or test images: 500 tell a precision
-            to 2 points. Fewer images are all looked up.
+        max_gallery: Training images that are searched, spread evenly over all, so as to take little of a short run's
+            time. Fewer images are all searched.
+        max_queries: Images that are looked up, spread evenly over the validation or test images: 300 tell a precision
+            to 3 points. Fewer images are all looked up.
         num_queries: Rows of the image, of classes spread over all. The same in the whole run.
         k: Neighbours in a row, 6 in the paper. A gallery that is smaller shows what it has.
         precision_at: For which numbers of neighbours precision is logged. A gallery that is smaller counts what it has.
@@ -132,16 +145,18 @@ class NearestNeighbours(EveryNEpochs):
         self,
         every_n_epochs: int = 0,
         after_fit: bool = True,
-        max_queries: int = 500,
+        max_gallery: int = 5000,
+        max_queries: int = 300,
         num_queries: int = 5,
         k: int = 6,
         precision_at: Sequence[int] = (1, 5, 10),
         enabled: bool = True,
     ) -> None:
         super().__init__(every_n_epochs, enabled)
-        base.check_at_least(1, max_queries=max_queries, num_queries=num_queries, k=k)
+        base.check_at_least(1, max_gallery=max_gallery, max_queries=max_queries, num_queries=num_queries, k=k)
         base.check_at_least(1, precision_at=min(precision_at, default=1))
         self.at_end = after_fit
+        self.max_gallery = max_gallery
         self.max_queries = max_queries
         self.num_queries = num_queries
         self.k = k
@@ -151,16 +166,14 @@ class NearestNeighbours(EveryNEpochs):
     def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
         datamodule = base.datamodule_of(trainer)
         gallery, queries = datamodule.gallery_dataloader(), datamodule.query_dataloader(stage)
-        in_gallery, available = len(gallery.dataset), len(queries.dataset)
-        if not in_gallery or not available:
+        gallery_places = evenly_spaced(len(gallery.dataset), self.max_gallery)
+        places = evenly_spaced(len(queries.dataset), self.max_queries)
+        if not gallery_places or not places:
             self.warn(f"no {stage} or no training images, so there is nothing to retrieve.")
             return
         with base.looking(pl_module):
-            k = min(max([self.k, *self.precision_at]), in_gallery)
-            places = evenly_spaced(available, self.max_queries)
-            size = queries.batch_size
-            batches = (queries.dataset.fetch(places[i : i + size]) for i in range(0, len(places), size))
-            found = retrieve(trainer, base.model_of(pl_module), gallery, batches, k)
+            k = min(max([self.k, *self.precision_at]), len(gallery_places))
+            found = retrieve(trainer, base.model_of(pl_module), gallery, gallery_places, queries, places, k)
             if found is None:
                 self.warn(f"features are NaN or infinite after epoch {epochs}: nothing shown.")
                 return

@@ -22,7 +22,7 @@ from callbacks.pure.strongest import Strongest, nothing_strong, strongest
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 PATCHES = 9  # of each unit, as in the source
 
-Deconvolve = Callable[[nn.Module, Tensor, int, list[int], list[int]], Tensor]
+Deconvolve = Callable[[nn.Module, Tensor, list[int], list[int], list[int]], Tensor]
 
 
 def find_strongest(trainer: Trainer, model: LookedAtModel, gallery: Any, places: Sequence[int]) -> dict[str, Strongest]:
@@ -60,8 +60,8 @@ class _Embedding(nn.Module):
 def deconvolution_of(model: LookedAtModel) -> Deconvolve | None:
     """Zeiler and Fergus' deconvolution, by captum; None where that is not installed.
 
-    Of a layer, images ``(B, 3, H, W)``, a unit and B rows and columns of the layer's map, it makes what in each image
-    excites the unit there: ``(B, 3, H, W)`` float32, of either sign. That is the gradient on its way down from the
+    Of a layer, images ``(B, 3, H, W)``, and B units, rows and columns of the layer's maps, it makes what in each image
+    excites its unit there: ``(B, 3, H, W)`` float32, of either sign. That is the gradient on its way down from the
     unit, of which each ReLU lets through what is above 0 in place of what was above 0 on the way up; max pooling leads
     it to where the maximum was, and local response normalization scales it as its own gradient does.
     """
@@ -70,9 +70,9 @@ def deconvolution_of(model: LookedAtModel) -> Deconvolve | None:
     except ImportError:
         return None
 
-    def deconvolve(layer: nn.Module, images: Tensor, unit: int, rows: list[int], columns: list[int]) -> Tensor:
+    def deconvolve(layer: nn.Module, images: Tensor, units: list[int], rows: list[int], columns: list[int]) -> Tensor:
         def at_positions(output: Tensor) -> Tensor:
-            return output[torch.arange(len(output)), unit, rows, columns]
+            return output[torch.arange(len(output)), units, rows, columns]
 
         # A test runs in inference mode, whose tensors no gradient goes through: their copies are as others.
         with torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
@@ -102,10 +102,9 @@ class TopPatches(EveryNEpochs):
     Args:
         every_n_epochs: 0 looks at the end of fit only; 5 also after every fifth epoch.
         after_fit: False leaves out the look at the end of fit, where a test of the best checkpoint follows anyway.
-        num_images: Training images that are searched, spread evenly over all. 1,000 take about 0.5 % of a default run's
-            time.
+        num_images: Training images that are searched, spread evenly over all.
         units: How many are shown of each layer.
-        deconvolution: False leaves out the second blocks, which take as long as the search.
+        deconvolution: False leaves out the second blocks, which take about as long as the search.
         enabled: False switches the callback off.
 
     Source:
@@ -121,8 +120,8 @@ class TopPatches(EveryNEpochs):
         self,
         every_n_epochs: int = 0,
         after_fit: bool = True,
-        num_images: int = 1000,
-        units: int = 12,
+        num_images: int = 300,
+        units: int = 8,
         deconvolution: bool = True,
         enabled: bool = True,
     ) -> None:
@@ -173,15 +172,19 @@ class TopPatches(EveryNEpochs):
         units = [unit for unit in units if layer.values[unit, 0] > 0]
         if not units:
             return None
+        shown = layer.images[units] >= 0  # (units, PATCHES)
+        of_each = torch.tensor(units)[:, None].expand_as(shown)
+        spots = torch.stack([part[shown] for part in (of_each, *(part[units] for part in layer[1:]))])
         patches: list[Tensor] = []
         signals: list[Tensor] = []
-        for unit in units:
-            shown = layer.images[unit] >= 0
-            places, rows, columns = (part[unit, shown].tolist() for part in layer[1:])
+        for spot in spots.split(gallery.batch_size, dim=1):
+            numbers, places, rows, columns = spot.tolist()
             images, _ = base.fetch(trainer, gallery, places)
             patches.append(base.rgb_of(trainer, crops(images, field, rows, columns)))
             if deconvolve and name != "conv1":  # whose signals are its filters
-                signal = deconvolve(module, images, unit, rows, columns)
+                signal = deconvolve(module, images, numbers, rows, columns)
                 signals.append(around_grey(crops(signal, field, rows, columns)))
         title += f": {len(units)} of {len(layer.values)} units"
-        return patch_panel(patches, signals or None, units, layer.values[units, 0].tolist(), title, note)
+        blocks, *deconvolved = (torch.cat(kind).split(shown.sum(1).tolist()) for kind in (patches, signals) if kind)
+        values = layer.values[units, 0].tolist()
+        return patch_panel(blocks, deconvolved[0] if deconvolved else None, units, values, title, note)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from callbacks.pure.canvas import CELL, INK, RGB, RIGHT, WRONG, Canvas, shortened
@@ -105,7 +104,7 @@ def _draw_matrix(canvas: Canvas, counts: Tensor, class_names: Sequence[str], bar
 
 def _tint(colour: RGB, strength: float) -> RGB:
     """A colour mixed with white."""
-    red, green, blue = (255 + strength * (torch.tensor(colour, dtype=torch.float32) - 255)).round().int().tolist()
+    red, green, blue = (round(255 + strength * (channel - 255)) for channel in colour)
     return red, green, blue
 
 

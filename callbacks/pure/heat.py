@@ -47,6 +47,9 @@ def occlusion(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:
 
     size = images.shape[-1]
     window, stride = max(1, size // 4), max(1, size // 8)
+    at_a_time = max(1, 64 // len(images))  # squares of each image: small batches take twice as long
     with torch.no_grad():
-        heat: Tensor = Occlusion(forward).attribute(images, (3, window, window), stride, target=labels)
+        heat: Tensor = Occlusion(forward).attribute(
+            images, (3, window, window), stride, target=labels, perturbations_per_eval=at_a_time
+        )
     return heat.mean(1).float().cpu()

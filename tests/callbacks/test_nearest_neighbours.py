@@ -54,9 +54,12 @@ def brute_force(model: Net, data: CIFAR10DataModule, stage: str, k: int) -> tupl
     return np.take_along_axis(distances, indices, 1), torch.from_numpy(indices)
 
 
-def precision(model: Net, data: CIFAR10DataModule, stage: str, k: int, every: int = 1) -> float:
+def precision(model: Net, data: CIFAR10DataModule, stage: str, k: int, every: int = 1, searched: int = 1) -> float:
+    """Of every ``every``-th query, in every ``searched``-th training image."""
     (_, queries), (_, gallery) = inputs_of(data, stage), inputs_of(data, "train")
-    hits = gallery[brute_force(model, data, stage, k)[1]] == queries[:, None]
+    near = brute_force(model, data, stage, len(gallery))[1]
+    found = torch.stack([row[row % searched == 0][:k] for row in near])
+    hits = gallery[found] == queries[:, None]
     return hits[::every].double().mean().item()
 
 
@@ -95,6 +98,20 @@ def test_some_of_many_queries(tmp_path: Path, datamodule: CIFAR10DataModule, mon
     torch.testing.assert_close(shown[0][0], datamodule.to_rgb(inputs[rows]))
 
 
+def test_some_of_many_training_images(tmp_path: Path, datamodule: CIFAR10DataModule, monkeypatch: pytest.MonkeyPatch):
+    """Every other one of the 100 training images is searched; places are those among all."""
+    found: list[Any] = []
+    real = nearest_neighbours.retrieve
+    monkeypatch.setattr(nearest_neighbours, "retrieve", lambda *words: found.append(real(*words)) or found[-1])
+    callback = NearestNeighbours(max_gallery=50, precision_at=(5,))
+    model, _ = run(tmp_path, datamodule, callback)
+    want = precision(model, datamodule, "val", 5, searched=2)
+    assert callback.precision == {"val/retrieval_p5": pytest.approx(want, abs=1e-12)}
+    indices = brute_force(model, datamodule, "val", 100)[1]
+    expected = torch.stack([row[row % 2 == 0][:6] for row in indices])
+    assert torch.equal(found[0].indices, expected)
+
+
 def test_the_panel_shows_the_neighbours_of_brute_force(
     tmp_path: Path, datamodule: CIFAR10DataModule, monkeypatch: pytest.MonkeyPatch
 ):
@@ -122,7 +139,7 @@ def test_images_are_embedded_once_and_few_are_fetched_for_the_panel(
 ):
     fetched = calls_of(monkeypatch, ImageSet, "fetch")  # training and validation take theirs by another name
     run(tmp_path, datamodule, NearestNeighbours(num_queries=2, k=3))
-    assert [len(places) for _, places in fetched] == [32, 8, 2, 2 * 3]
+    assert [len(places) for _, places in fetched] == [32, 8, 32, 32, 32, 4, 2, 2 * 3]
 
 
 def test_switched_off_it_embeds_nothing(tmp_path: Path, datamodule: CIFAR10DataModule):

@@ -142,9 +142,9 @@ def test_deconvolution_is_zeiler_and_fergus(inference: bool) -> None:
         deconvolve = top_patches.deconvolution_of(model_of(model))
         assert deconvolve is not None
         rows, columns = [0, 2, 3], [1, 3, 0]
-        signals = deconvolve(model.net.conv2, images, 200, rows, columns)
+        signals = deconvolve(model.net.conv2, images, [200, 7, 200], rows, columns)
         for i in range(3):
-            expected = deconvolved(model.net, images[i], 200, rows[i], columns[i])
+            expected = deconvolved(model.net, images[i], [200, 7, 200][i], rows[i], columns[i])
             assert expected.abs().max() > 0
             assert torch.allclose(signals[i], expected, atol=1e-6)
 
