@@ -1,6 +1,7 @@
 """Put the paper's claims to the test: a baseline and variants of it, over seeds, into one table.
 
-python scripts/ablate.py --seeds 3                        # all of configs/ablations
+python scripts/ablate.py --seeds 6                        # all of configs/ablations
+python scripts/ablate.py -c configs/quick_ablations.yaml  # for an evening: fewer images and epochs, three seeds
 python scripts/ablate.py --seeds 3 --jobs 2 --only no_lrn tanh
 python scripts/ablate.py --seeds 3 -- --data.subset_size 2000 --trainer.max_epochs 5
 python scripts/ablate.py --seeds 3 --scheduler tcp://10.0.0.1:8786   # on the workers of a Dask cluster
@@ -51,8 +52,12 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each GPU, 1 without)")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, to run there: tcp://HOST:PORT")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="variants of configs/ablations, or .yaml files")
-    parser.add_argument("--baseline", type=Path, default=CONFIGS / "ablations" / "baseline.yaml", metavar="CONFIG")
-    parser.add_argument("--out", type=Path, default=Path("results/ablations"), help="where figures are kept")
+    parser.add_argument(
+        "-c", "--baseline", type=Path, metavar="CONFIG", help="another baseline than configs/ablations/baseline.yaml"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="where figures are kept (default: results/ablations, or results/ and the name of -c)"
+    )
     parser.add_argument("--logs", type=Path, help="where runs write (default: logs/ and the name of --out)")
     parser.add_argument("--redo", action="store_true", help="run again what is there with another recipe")
     parser.add_argument("--dry-run", action="store_true", help="only list the commands of what is to be run")
@@ -67,6 +72,8 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     for flag in flags:
         if any(flag.split("=")[0] == ours or flag.startswith(f"{ours}.") for ours in OURS):
             parser.error(f"{flag}: set by ablate.py, expected a setting. A config for --baseline or --only may hold it")
+    options.out = options.out or Path("results", options.baseline.stem if options.baseline else "ablations")
+    options.baseline = options.baseline or CONFIGS / "ablations" / "baseline.yaml"
     options.logs = options.logs or Path("logs") / options.out.resolve().name
     return options, flags
 

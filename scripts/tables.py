@@ -5,8 +5,9 @@ python scripts/tables.py --check    # change nothing; exit status 1 if the READM
 
 A run's figures are ``results/<name>/summary.json``, as ``fit.py`` writes them; runs that differ in their seed alone
 make one row. A sweep's are ``results/<sweep>/<variant>-seed<n>/summary.json``, as ``ablate.py`` writes them (ablations,
-figure1, lrn_13_to_11; power: ``results/power/<size>/baseline-seed<n>/``), the speed's ``results/benchmark.json``, as
-``benchmark.py`` does; their tables go where there are markers, in the README or in the ``docs`` beside it.
+quick_ablations, figure1, lrn_13_to_11; power has a row for each with a baseline of AlexNet's), the speed's
+``results/benchmark.json``, as ``benchmark.py`` does; their tables go where there are markers, in the README or in the
+``docs`` beside it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ablation.claims import BASELINE
 from ablation.table import comparable, critical, markdown, pair_error, read_runs, seeds_for
 from running.errors import ScriptParser, refuse
 from running.figures import (
@@ -47,8 +49,9 @@ NEEDED = ("data", "images", "epochs", "seed", "command", "machine", "seconds", "
 ORIGIN = ("the experiment this project started from", "CIFAR-10", "5,000", "10", "", "26.70 %", "81.30 %", "", "", "")
 ROW = {**dict.fromkeys(("what", "unit", "against"), TEXT), **dict.fromkeys(("ours", "peer", "ratio"), ANY_NUMBER)}
 BENCHMARK = {"machine": {"processor": TEXT, "cores": COUNT, "versions": {"torch": TEXT}}, "rows": [ROW]}
-SIZES = ("size", "seeds", "train top-1", "test top-1", "a run", "seeds needed", "shows", "hours")
+SIZES = ("size", "seeds", "train top-1", "test top-1", "machine's time a run", "seeds needed", "shows", "hours")
 VARIANTS = 11  # of a sweep, that have to be trained
+POWER = ("quick_ablations", "ablations")  # sweeps whose sizes are weighed
 HEADINGS = ("recipe", "data", "images", "epochs", "seeds", "test top-1", "test top-5", "time", "on", "command")
 
 
@@ -157,11 +160,14 @@ def benchmark_table(results: Path) -> str:
 
 
 def power_table(results: Path) -> str:
-    """How far seeds of the baseline spread at several sizes, so how many show how small a difference, at what cost."""
+    """How far seeds of a sweep's baseline spread, so how many show how small a difference, at what cost."""
     rows = []
-    for folder in sorted(path for path in (results / "power").glob("*") if path.is_dir()):
-        runs = read_runs(folder)
-        spread, seconds = mean_and_std([run["test_top1"] for run in runs])[1], [run["seconds"] for run in runs]
+    for folder in (results / name for name in POWER):
+        runs = [run for run in read_runs(folder) if run["variant"] == BASELINE]
+        if len(runs) < 2:
+            continue
+        spread = mean_and_std([run["test_top1"] for run in runs])[1]
+        seconds = [run["seconds"] / run["jobs"] for run in runs if not run["resumed"]]
         wanted = seeds_for(spread)
         hours = VARIANTS * wanted * statistics.fmean(seconds) / 3600
         size = f"{runs[0]['images']:,} images, {runs[0]['epochs']} epochs"
@@ -171,7 +177,7 @@ def power_table(results: Path) -> str:
             (size, str(len(runs)), *shares, duration(seconds), str(wanted), f"{seen:.2f} points", f"{hours:.0f}")
         )
     if not rows:
-        raise ValueError(f"{results / 'power'}: no runs. Take the markers out, or run scripts/ablate.py")
+        raise ValueError(f"{results / POWER[-1]}: no runs. Take the markers out, or run scripts/ablate.py")
     return table(SIZES, rows)
 
 
@@ -179,7 +185,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "results": results_table,
     "benchmark": benchmark_table,
     "power": power_table,
-    **{name: partial(sweep_table, name=name) for name in ("ablations", "figure1", "lrn_13_to_11")},
+    **{name: partial(sweep_table, name=name) for name in ("ablations", "quick_ablations", "figure1", "lrn_13_to_11")},
 }
 
 

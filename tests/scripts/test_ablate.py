@@ -107,7 +107,7 @@ def test_weights_that_are_gone_are_said(sweep: Sweep, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("change", ["config", "flags"])
 def test_a_changed_recipe_is_noticed(sweep: Sweep, capsys: pytest.CaptureFixture[str], change: str) -> None:
     Path("mine.yaml").write_text("model: {momentum: 0.8}\n", encoding="utf-8")
-    words = [*ONE, "--baseline", "mine.yaml"]
+    words = [*ONE, "-c", "mine.yaml"]
     assert sweep(*words) == 0
     Path("mine.yaml").write_text("# only a comment\nmodel:\n  momentum: 0.8\n", encoding="utf-8")
     assert sweep(*words) == 0
@@ -119,7 +119,7 @@ def test_a_changed_recipe_is_noticed(sweep: Sweep, capsys: pytest.CaptureFixture
     capsys.readouterr()
     assert sweep(*words) == 2
     found = complaint(capsys)
-    assert found.startswith("error: results/ablations/baseline-seed0/summary.json: another recipe (")
+    assert found.startswith("error: results/mine/baseline-seed0/summary.json: another recipe (")
     said = "model.momentum 0.8, now 0.7" if change == "config" else "flags none, now --model.momentum=0.7"
     assert said in found
     assert calls() == []
@@ -316,7 +316,7 @@ def test_real_runs_stopped_and_gone_on_with(monkeypatch: pytest.MonkeyPatch, fit
     """fit.py in processes of its own, to the last digit what its command gives that nobody stops."""
     monkeypatch.setattr(plan, "FIT", SLOW_FIT)
     Path("base.yaml").write_text((ABLATIONS / "baseline.yaml").read_text().split("\nmodel:")[0], encoding="utf-8")
-    words = ["--seeds", "1", "--only", "ten_crops", "--baseline", "base.yaml", "--", *TINY]
+    words = ["--seeds", "1", "--only", "ten_crops", "-c", "base.yaml", "--out", "results/ablations", "--", *TINY]
     last = Path("logs/ablations/baseline/seed0-shapes10/version_0/checkpoints/last.ckpt")
     when(last.exists, lambda: (time.sleep(0.5), os.kill(os.getpid(), signal.SIGTERM)))  # within the second epoch
     assert status(ablate.main, *words) == 143
