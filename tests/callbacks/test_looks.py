@@ -199,6 +199,7 @@ def test_every_n_epochs(tmp_path: Path, datamodule: CIFAR10DataModule, name: str
         ("embedding_projector", "num_images", 1, 2),
         ("explanations", "num_images", 0, 1),
         ("nearest_neighbours", "k", 0, 1),
+        ("nearest_neighbours", "max_gallery", 0, 1),
         ("nearest_neighbours", "max_queries", 0, 1),
         ("nearest_neighbours", "num_queries", 0, 1),
         ("nearest_neighbours", "precision_at", (1, 0), 1),

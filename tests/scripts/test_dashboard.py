@@ -21,8 +21,15 @@ from helpers.screenshots import (
 from PIL import Image
 
 RUN = Path("logs/alexnet-shapes10/version_0")
-DRAWN = ("embedding/val", "retrieval/test", "top_losses/test", "top_patches/conv1", "top_patches/conv5")
-BOTH = ("calibration", "confusion", "explanations", "predictions")
+DRAWN = (
+    "embedding/val",
+    "explanations/test",
+    "retrieval/test",
+    "top_losses/test",
+    "top_patches/conv1",
+    "top_patches/conv5",
+)
+BOTH = ("calibration", "confusion", "predictions")
 DRAWN += tuple(f"{name}/{stage}" for name in BOTH for stage in ("val", "test"))
 # The newest of each; the test's bears the best epoch.
 PICTURES = {tag: f"{tag}_epoch_*.png" for tag in DRAWN} | {"filters/conv1": "conv1_filters/epoch_*.png"}

@@ -114,8 +114,8 @@ def test_63_images_in_two_processes(whole: Path, fit: Callable[..., int], monkey
 
     assert [path.name for path in whole.parent.iterdir()] == ["version_0"]
     names = [str(path.relative_to(whole)) for path in whole.rglob("*.png")]
-    # Three predictions, two matrices, heat, a map and a diagram.
-    assert sum("/val_epoch" in name for name in names) == 8
+    # Three predictions, two matrices, a map and a diagram.
+    assert sum("/val_epoch" in name for name in names) == 7
     assert "| all | 40 |" in (whole / "confusion/val_epoch_002.md").read_text()
     assert "| all | 63 |" in next(whole.glob("confusion/test*.md")).read_text()
     assert len(events(whole).Scalars("health/images_per_second")) == 2
