@@ -114,7 +114,7 @@ class NearestNeighbours(EveryNEpochs):
     In ``fit`` the queries are the validation images, in ``test`` the test images. The image goes to every
     logger as ``retrieval/val`` or ``retrieval/test`` and to ``retrieval/val_epoch_010.png`` in the run's folder, where
     10 is the number of epochs that the network was trained for. ``val/retrieval_p5`` is the mean fraction of the 5
-    nearest training images that are of the query's class, over the queries.
+    nearest training images that are of the query's class, over the queries. It grows with the gallery.
 
     Args:
         every_n_epochs: 0 looks at the end of fit only; 5 also after every fifth epoch. Each time embeds the gallery and
@@ -177,7 +177,8 @@ class NearestNeighbours(EveryNEpochs):
             if found is None:
                 self.warn(f"features are NaN or infinite after epoch {epochs}: nothing shown.")
                 return
-            image = self._panel(trainer, gallery, queries, places, found, f"{stage} images after epoch {epochs}")
+            title = f"{stage} images after epoch {epochs}, among {len(gallery_places):,} training images"
+            image = self._panel(trainer, gallery, queries, places, found, title)
         # Asked for 10 neighbours in a gallery of 7, it is the precision of the 7.
         values = retrieval_precision(found.neighbour_targets, found.query_targets, range(1, k + 1))
         precision = {f"{stage}/retrieval_p{n}": values[min(n, k)] for n in self.precision_at}

@@ -129,7 +129,7 @@ def test_the_panel_shows_the_neighbours_of_brute_force(
     assert query_targets == targets[rows].tolist()
     assert neighbour_targets == train_targets[want_indices[rows]].tolist()
     np.testing.assert_allclose(distances, want_distances[rows], rtol=1e-5)
-    assert (names, title) == (datamodule.class_names, "val images after epoch 2")
+    assert (names, title) == (datamodule.class_names, "val images after epoch 2, among 100 training images")
     # The query is none of its neighbours: they come from the training images.
     assert all(d > 0 for row in distances for d in row)
 
