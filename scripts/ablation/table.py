@@ -212,12 +212,15 @@ def markdown(runs: Sequence[Run]) -> str:
 
 def _about(runs: Sequence[Run]) -> str:
     """Which data, how long, on what."""
-    said = sorted({f"{r['data']}, {r['images']:,} images, {r['epochs']} epochs" for r in runs})
+    epochs: dict[str, set[int]] = {}
+    for run in runs:
+        epochs.setdefault(f"{run['data']}, {run['images']:,} images", set()).add(run["epochs"])
+    said = [f"{what}, {' to '.join(map(str, sorted({min(n), max(n)})))} epochs" for what, n in sorted(epochs.items())]
     machines = sorted({str(run["machine"]) for run in runs})
     jobs = sorted({run["jobs"] for run in runs})
     text = f"{'; '.join(said)}. Machine: {'; '.join(machines)}; runs at a time: {', '.join(map(str, jobs))}."
     if resumed := sum(bool(run["resumed"]) for run in runs):
-        text += f" Times are without the {resumed} runs that were stopped and went on."
+        text += f" Times are without runs that were stopped and went on ({resumed})."
     if flags := sorted({" ".join(run["flags"]) for run in runs} - {""}):
         text += f" Flags: `{'`, `'.join(flags)}`."
     return text + " Train top-1 is that of the last epoch, on augmented images with dropout where the variant has them."
@@ -235,11 +238,21 @@ def reached(runs: Mapping[int, Run]) -> tuple[float | None, str]:
 
 
 def speed(groups: Mapping[str, Mapping[int, Run]]) -> str | None:
-    """Say after how many epochs ReLU and tanh reached Figure 1's 25 %; None where there are not both."""
+    """Say after how many epochs ReLU and tanh reached Figure 1's 25 %; None where there are not both.
+
+    With two seeds or more that both have, the ratio's 95 % interval: of its mean over them, by Student's t.
+    """
     if not all(groups.get(name) for name in PAIR):
         return None
     (first, said), (second, said_too) = (reached(groups[name]) for name in PAIR)
     text = f"{TARGET:.0%} training error".replace("%", " %") + f" (Figure 1): ReLU {said}, tanh {said_too}"
     if first is not None and second is not None:
-        text += f"; {second / first:.1f} times as many, 6 in the paper"
+        ours, theirs = (values_of(groups[name], "epochs") for name in PAIR)
+        ratios = [theirs[seed] / ours[seed] for seed in ours.keys() & theirs.keys()]
+        ratio, interval = second / first, ""
+        if len(ratios) > 1:
+            ratio, std = mean_and_std(ratios)
+            margin = critical(len(ratios)) * std / math.sqrt(len(ratios))
+            interval = f" (95 % interval over {len(ratios)} seeds: {ratio - margin:.1f} to {ratio + margin:.1f})"
+        text += f"; {ratio:.1f} times as many{interval}, 6 in the paper"
     return text + "."

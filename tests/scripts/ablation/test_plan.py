@@ -13,7 +13,7 @@ from ablation.plan import CONFIGS, choose, flatten, plan, read_config, state_of
 from helpers import ROOT
 from helpers.ablation import ABLATIONS
 
-RAW = {"data.input_scale": "raw", "model.init": "code", "model.bias": 0.1, "model.lr": 0.005}
+RAW = {"data.input_scale": "raw", "model.init": "code", "model.bias": 0.1, "model.lr": 0.01}
 CHANGES = {
     "no_lrn": {"model.lrn": False},
     "no_overlap": {"model.overlap_pooling": False},

@@ -105,7 +105,7 @@ def test_the_table() -> None:
     text = markdown(runs)
     assert "| no_lrn | 3.3: LRN helps | 3 |" in text
     assert "CIFAR-10, 5,000 images, 2 epochs. Machine: a CPU; runs at a time: 1." in text
-    assert "without the 1 runs that were stopped" in text
+    assert "without runs that were stopped and went on (1)" in text
     assert RULE in text
 
 
@@ -153,6 +153,16 @@ def test_a_target_that_is_reached_is_said_and_one_that_is_not() -> None:
     runs = [a_run(BASELINE, 0), a_run("tanh", 0)]
     assert speed(by_variant(runs)) == ("25 % training error (Figure 1): ReLU never (within 2), tanh never (within 2).")
     assert speed(by_variant(runs[:1])) is None
+
+
+def test_the_ratio_of_epochs_has_an_interval_over_seeds() -> None:
+    epochs = [5, 6, 8]
+    runs = [a_run(BASELINE, seed, train=[0.75]) for seed in (0, 1, 2, 3)]
+    runs += [a_run("tanh", seed, train=[0.1] * (n - 1) + [0.75]) for seed, n in enumerate(epochs)]
+    margin = 4.303 * np.std(epochs, ddof=1) / math.sqrt(3)
+    low, high = np.mean(epochs) - margin, np.mean(epochs) + margin
+    wanted = f"6.3 times as many (95 % interval over 3 seeds: {low:.1f} to {high:.1f}), 6 in the paper."
+    assert (speed(by_variant(runs)) or "").endswith(wanted)
 
 
 def test_an_epoch_that_was_not_measured_is_no_point_of_a_curve() -> None:
