@@ -1,7 +1,7 @@
 """NearestNeighbours: which training images the network finds similar to an unseen one, the paper's Figure 4 (right).
 
-Two images are as similar as their fc7 features are near. The callback embeds the training images (the gallery) and
-the validation or test images (the queries), draws some queries with their neighbours, and logs how often neighbours
+Two images are as similar as their fc7 features are near. The callback embeds training images (the gallery) and the
+validation or test images (the queries), draws some queries with their neighbours, and logs how often neighbours
 share the query's class: a measure of the features that no classifier is needed for.
 """
 

@@ -102,7 +102,7 @@ class TopPatches(EveryNEpochs):
     Args:
         every_n_epochs: 0 looks at the end of fit only; 5 also after every fifth epoch.
         after_fit: False leaves out the look at the end of fit, where a test of the best checkpoint follows anyway.
-        num_images: Training images that are searched, spread evenly over all.
+        num_images: Training images that are searched, spread evenly over all; by every process.
         units: How many are shown of each layer.
         deconvolution: False leaves out the second blocks, which take about as long as the search.
         enabled: False switches the callback off.
@@ -185,6 +185,6 @@ class TopPatches(EveryNEpochs):
                 signal = deconvolve(module, images, numbers, rows, columns)
                 signals.append(around_grey(crops(signal, field, rows, columns)))
         title += f": {len(units)} of {len(layer.values)} units"
-        blocks, *deconvolved = (torch.cat(kind).split(shown.sum(1).tolist()) for kind in (patches, signals) if kind)
-        values = layer.values[units, 0].tolist()
-        return patch_panel(blocks, deconvolved[0] if deconvolved else None, units, values, title, note)
+        counts, values = shown.sum(1).tolist(), layer.values[units, 0].tolist()
+        deconvolutions = torch.cat(signals).split(counts) if signals else None
+        return patch_panel(torch.cat(patches).split(counts), deconvolutions, units, values, title, note)

@@ -6,7 +6,7 @@ python scripts/ablate.py --seeds 3 --jobs 2 --only no_lrn tanh
 python scripts/ablate.py --seeds 3 -- --data.subset_size 2000 --trainer.max_epochs 5
 python scripts/ablate.py --seeds 3 --scheduler tcp://10.0.0.1:8786   # on the workers of a Dask cluster
 python scripts/ablate.py --seeds 3 --dry-run              # the commands of what is to be run
-python scripts/ablate.py --table                          # the table and the plots again, of what there is
+python scripts/ablate.py --table                          # the table and the plots again, of what is under --out
 
 Each run is a process of ``fit.py`` with a log folder of its own, and leaves ``<variant>-seed<n>/summary.json`` under
 ``--out``. What is there is not done again; a run that was stopped goes on from its own last checkpoint. Ctrl-C and
@@ -38,6 +38,7 @@ from running.outputs import check_output
 
 from callbacks.checkpoints.files import write_whole
 
+BASELINE = CONFIGS / "ablations" / "baseline.yaml"
 # What is written of all runs, and by what it is known.
 WRITTEN = {"table.md": "# Ablations", "curves.png": "Matplotlib", "figure1.png": "Matplotlib"}
 # What every run is given by this script, and why --ckpt_path and the like can't be extra flags.
@@ -53,7 +54,12 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, to run there: tcp://HOST:PORT")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="variants of configs/ablations, or .yaml files")
     parser.add_argument(
-        "-c", "--baseline", type=Path, metavar="CONFIG", help="another baseline than configs/ablations/baseline.yaml"
+        "-c",
+        "--baseline",
+        type=Path,
+        default=BASELINE,
+        metavar="CONFIG",
+        help="another baseline, which variants are laid over",
     )
     parser.add_argument(
         "--out", type=Path, help="where figures are kept (default: results/ablations, or results/ and the name of -c)"
@@ -72,8 +78,8 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     for flag in flags:
         if any(flag.split("=")[0] == ours or flag.startswith(f"{ours}.") for ours in OURS):
             parser.error(f"{flag}: set by ablate.py, expected a setting. A config for --baseline or --only may hold it")
-    options.out = options.out or Path("results", options.baseline.stem if options.baseline else "ablations")
-    options.baseline = options.baseline or CONFIGS / "ablations" / "baseline.yaml"
+    same = options.baseline.resolve() == BASELINE
+    options.out = options.out or Path("results", "ablations" if same else options.baseline.stem)
     options.logs = options.logs or Path("logs") / options.out.resolve().name
     return options, flags
 

@@ -5,7 +5,7 @@ python scripts/tables.py --check    # change nothing; exit status 1 if the READM
 
 A run's figures are ``results/<name>/summary.json``, as ``fit.py`` writes them; runs that differ in their seed alone
 make one row. A sweep's are ``results/<sweep>/<variant>-seed<n>/summary.json``, as ``ablate.py`` writes them (ablations,
-quick_ablations, figure1, lrn_13_to_11; power has a row for each with a baseline of AlexNet's), the speed's
+quick_ablations, figure1, lrn_13_to_11; power weighs the baselines of the first two), the speed's
 ``results/benchmark.json``, as ``benchmark.py`` does; their tables go where there are markers, in the README or in the
 ``docs`` beside it.
 """
@@ -163,18 +163,20 @@ def power_table(results: Path) -> str:
     """How far seeds of a sweep's baseline spread, so how many show how small a difference, at what cost."""
     rows = []
     for folder in (results / name for name in POWER):
-        runs = [run for run in read_runs(folder) if run["variant"] == BASELINE]
-        if len(runs) < 2:
+        everything, _ = comparable(read_runs(folder))
+        trained = [run for run in everything if run["history"] and not run["resumed"]]
+        runs = [run for run in everything if run["variant"] == BASELINE]
+        if len(runs) < 2 or not trained:
             continue
         spread = mean_and_std([run["test_top1"] for run in runs])[1]
-        seconds = [run["seconds"] / run["jobs"] for run in runs if not run["resumed"]]
+        seconds = statistics.median(run["seconds"] / run["jobs"] for run in trained)  # some ran beside other work
         wanted = seeds_for(spread)
-        hours = VARIANTS * wanted * statistics.fmean(seconds) / 3600
+        hours = VARIANTS * wanted * seconds / 3600
         size = f"{runs[0]['images']:,} images, {runs[0]['epochs']} epochs"
         shares = (percent([run[key] for run in runs]) for key in ("train_top1", "test_top1"))
         seen = 100 * critical(wanted) * pair_error(spread, wanted)
         rows.append(
-            (size, str(len(runs)), *shares, duration(seconds), str(wanted), f"{seen:.2f} points", f"{hours:.0f}")
+            (size, str(len(runs)), *shares, duration([seconds]), str(wanted), f"{seen:.2f} points", f"{hours:.0f}")
         )
     if not rows:
         raise ValueError(f"{results / POWER[-1]}: no runs. Take the markers out, or run scripts/ablate.py")

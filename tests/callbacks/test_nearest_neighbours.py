@@ -183,7 +183,10 @@ def test_bfloat16(tmp_path: Path, datamodule: CIFAR10DataModule):
     assert callback.precision["val/retrieval_p5"] == pytest.approx(precision(model, datamodule, "val", 5), abs=0.05)
 
 
-def test_two_processes_find_what_one_finds(tmp_path: Path, small_shapes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("max_gallery", [100, 9])  # 9 are one batch: none is left for the second process
+def test_two_processes_find_what_one_finds(
+    tmp_path: Path, small_shapes: None, monkeypatch: pytest.MonkeyPatch, max_gallery: int
+) -> None:
     monkeypatch.setattr(shapes10, "_DEFAULT_PER_CLASS", {"train": 16, "test": 7})
     found: list[Any] = []
     real = nearest_neighbours.retrieve
@@ -199,7 +202,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, small_shapes: None, m
 
     for devices, strategy in (("1", "auto"), ("2", "ddp_fork")):
         torch.manual_seed(1)
-        callback = NearestNeighbours(precision_at=(1, 5))
+        callback = NearestNeighbours(max_gallery=max_gallery, precision_at=(1, 5))
         data = CIFAR10DataModule(source="shapes10", subset_size=100, val_size=40, batch_size=9, image_size=24)
         folder = tmp_path / devices
         trainer = small_net.trainer_for(folder, callback, Keeps(), devices=int(devices), strategy=strategy)

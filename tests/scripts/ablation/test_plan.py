@@ -85,11 +85,15 @@ def test_what_a_claim_is_held_against_is_run_too(monkeypatch: pytest.MonkeyPatch
     assert [variant.name for variant in chosen] == [BASELINE, "no_dropout", "tanh", "no_lrn"]
 
 
-@pytest.mark.parametrize("baseline", ["quick_ablations.yaml"])
+def test_the_quick_baseline_is_the_other_in_small() -> None:
+    quick, long = (read_config(path) for path in (CONFIGS / "quick_ablations.yaml", ABLATIONS / "baseline.yaml"))
+    assert quick == long | {"data.subset_size": 5000, "trainer.max_epochs": 12}
+
+
+@pytest.mark.parametrize("baseline", ["quick_ablations", "ablations/baseline"])
 def test_the_runs_that_are_kept_are_those_of_today_s_configs(baseline: str) -> None:
     """A default that is added to default.yaml would have all of them run again."""
-    path = ROOT / "configs" / baseline
-    results = ROOT / "results" / path.stem
+    path, results = CONFIGS / f"{baseline}.yaml", ROOT / "results" / baseline.split("/")[0]
     jobs = {job.summary: job for job in plan(choose(None, path), 9, [], results, Path("logs"))}
     kept = list(results.glob("*/summary.json"))
     assert kept

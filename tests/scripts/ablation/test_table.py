@@ -155,6 +155,11 @@ def test_a_target_that_is_reached_is_said_and_one_that_is_not() -> None:
     assert speed(by_variant(runs[:1])) is None
 
 
+def test_runs_of_several_lengths_are_said() -> None:
+    text = markdown([a_run(BASELINE, n, train=[0.5] * n) for n in (3, 8, 5)])
+    assert "CIFAR-10, 5,000 images, 3 to 8 epochs. Machine" in text
+
+
 def test_the_ratio_of_epochs_has_an_interval_over_seeds() -> None:
     epochs = [5, 6, 8]
     runs = [a_run(BASELINE, seed, train=[0.75]) for seed in (0, 1, 2, 3)]
