@@ -1,6 +1,6 @@
 """Put the paper's claims to the test: a baseline and variants of it, over seeds, into one table.
 
-python scripts/ablate.py --seeds 6                        # all of configs/ablations
+python scripts/ablate.py --seeds 4                        # all of configs/ablations
 python scripts/ablate.py -c configs/quick_ablations.yaml  # for an evening: fewer images and epochs, three seeds
 python scripts/ablate.py --seeds 3 --jobs 2 --only no_lrn tanh
 python scripts/ablate.py --seeds 3 -- --data.subset_size 2000 --trainer.max_epochs 5
