@@ -38,7 +38,6 @@ from running.outputs import check_output
 
 from callbacks.checkpoints.files import write_whole
 
-BASELINE = CONFIGS / "ablations" / "baseline.yaml"
 # What is written of all runs, and by what it is known.
 WRITTEN = {"table.md": "# Ablations", "curves.png": "Matplotlib", "figure1.png": "Matplotlib"}
 # What every run is given by this script, and why --ckpt_path and the like can't be extra flags.
@@ -53,14 +52,8 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each GPU, 1 without)")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, to run there: tcp://HOST:PORT")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="variants of configs/ablations, or .yaml files")
-    parser.add_argument(
-        "-c",
-        "--baseline",
-        type=Path,
-        default=BASELINE,
-        metavar="CONFIG",
-        help="another baseline, which variants are laid over",
-    )
+    ours = CONFIGS / "ablations" / "baseline.yaml"
+    parser.add_argument("-c", "--baseline", type=Path, default=ours, metavar="CONFIG", help="another baseline")
     parser.add_argument(
         "--out", type=Path, help="where figures are kept (default: results/ablations, or results/ and the name of -c)"
     )
@@ -76,10 +69,10 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if options.scheduler and options.jobs:
         parser.error(f"--jobs: {options.jobs}, expected none beside --scheduler, whose workers' --nthreads decide")
     for flag in flags:
-        if any(flag.split("=")[0] == ours or flag.startswith(f"{ours}.") for ours in OURS):
+        if any(flag.split("=")[0] == taken or flag.startswith(f"{taken}.") for taken in OURS):
             parser.error(f"{flag}: set by ablate.py, expected a setting. A config for --baseline or --only may hold it")
-    same = options.baseline.resolve() == BASELINE
-    options.out = options.out or Path("results", "ablations" if same else options.baseline.stem)
+    named = "ablations" if options.baseline.resolve() == ours else options.baseline.stem
+    options.out = options.out or Path("results", named)
     options.logs = options.logs or Path("logs") / options.out.resolve().name
     return options, flags
 

@@ -63,6 +63,14 @@ def precision(model: Net, data: CIFAR10DataModule, stage: str, k: int, every: in
     return hits[::every].double().mean().item()
 
 
+def found_by(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What ``retrieve`` returns from now on."""
+    found: list[Any] = []
+    real = nearest_neighbours.retrieve
+    monkeypatch.setattr(nearest_neighbours, "retrieve", lambda *words: found.append(real(*words)) or found[-1])
+    return found
+
+
 def pngs(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("retrieval/*"))
 
@@ -100,9 +108,7 @@ def test_some_of_many_queries(tmp_path: Path, datamodule: CIFAR10DataModule, mon
 
 def test_some_of_many_training_images(tmp_path: Path, datamodule: CIFAR10DataModule, monkeypatch: pytest.MonkeyPatch):
     """Every other one of the 100 training images is searched; places are those among all."""
-    found: list[Any] = []
-    real = nearest_neighbours.retrieve
-    monkeypatch.setattr(nearest_neighbours, "retrieve", lambda *words: found.append(real(*words)) or found[-1])
+    found = found_by(monkeypatch)
     callback = NearestNeighbours(max_gallery=50, precision_at=(5,))
     model, _ = run(tmp_path, datamodule, callback)
     want = precision(model, datamodule, "val", 5, searched=2)
@@ -188,9 +194,7 @@ def test_two_processes_find_what_one_finds(
     tmp_path: Path, small_shapes: None, monkeypatch: pytest.MonkeyPatch, max_gallery: int
 ) -> None:
     monkeypatch.setattr(shapes10, "_DEFAULT_PER_CLASS", {"train": 16, "test": 7})
-    found: list[Any] = []
-    real = nearest_neighbours.retrieve
-    monkeypatch.setattr(nearest_neighbours, "retrieve", lambda *words: found.append(real(*words)) or found[-1])
+    found = found_by(monkeypatch)
 
     class Keeps(Callback):
         def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
