@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ablation.claims import BASELINE
+from ablation.plan import CONFIGS, choose
 from ablation.table import comparable, critical, markdown, pair_error, read_runs, seeds_for
 from running.errors import ScriptParser, refuse
 from running.figures import (
@@ -50,7 +51,6 @@ ORIGIN = ("the experiment this project started from", "CIFAR-10", "5,000", "10",
 ROW = {**dict.fromkeys(("what", "unit", "against"), TEXT), **dict.fromkeys(("ours", "peer", "ratio"), ANY_NUMBER)}
 BENCHMARK = {"machine": {"processor": TEXT, "cores": COUNT, "versions": {"torch": TEXT}}, "rows": [ROW]}
 SIZES = ("size", "seeds", "train top-1", "test top-1", "machine's time a run", "seeds needed", "shows", "hours")
-VARIANTS = 11  # of a sweep, that have to be trained
 POWER = ("quick_ablations", "ablations")  # sweeps whose sizes are weighed
 HEADINGS = ("recipe", "data", "images", "epochs", "seeds", "test top-1", "test top-5", "time", "on", "command")
 
@@ -162,6 +162,7 @@ def benchmark_table(results: Path) -> str:
 def power_table(results: Path) -> str:
     """How far seeds of a sweep's baseline spread, so how many show how small a difference, at what cost."""
     rows = []
+    variants = sum(not variant.test_only for variant in choose(None, CONFIGS / "ablations" / "baseline.yaml"))
     for folder in (results / name for name in POWER):
         everything, _ = comparable(read_runs(folder))
         trained = [run for run in everything if run["history"] and not run["resumed"]]
@@ -171,7 +172,7 @@ def power_table(results: Path) -> str:
         spread = mean_and_std([run["test_top1"] for run in runs])[1]
         seconds = statistics.median(run["seconds"] / run["jobs"] for run in trained)  # some ran beside other work
         wanted = seeds_for(spread)
-        hours = VARIANTS * wanted * seconds / 3600
+        hours = variants * wanted * seconds / 3600
         size = f"{runs[0]['images']:,} images, {runs[0]['epochs']} epochs"
         shares = (percent([run[key] for run in runs]) for key in ("train_top1", "test_top1"))
         seen = 100 * critical(wanted) * pair_error(spread, wanted)
