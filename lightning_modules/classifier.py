@@ -29,9 +29,10 @@ class AlexNetClassifier(LightningModule):
     """AlexNet with cross entropy, top-1 and top-5, and SGD. The defaults are the paper's (section 5).
 
     Args:
-        lr: Learning rate; the peak of ``one_cycle``. 0.01 in the paper.
+        lr: Learning rate; the peak of ``one_cycle``. 0.01 in the paper. A small network's biases have twice as much.
         momentum: 0.9 in the paper.
-        weight_decay: On weights and biases; 0.0005 in the paper.
+        weight_decay: On weights and biases; 0.0005 in the paper. Of a small network the locally connected layers', or
+            without such the convolutions'; the others' stand to it as in its layer file, and biases have none.
         schedule: ``plateau`` is the paper's: divided by 10 when the validation error stops improving, three times at
             most. ``milestones`` divides at given epochs. ``one_cycle`` warms up over the first part of the run and
             anneals to nothing over the rest, which makes a short run train. ``constant`` leaves it.

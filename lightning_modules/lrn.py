@@ -199,8 +199,9 @@ class _LRN(_ImageByImage):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, None]:
         (x,), (size, alpha, beta, k) = ctx.saved_tensors, ctx.constants
-        d, reached = _d(x, size, alpha, k), window_sum(x * tangent, size // 2, (size - 1) // 2)
-        return tangent * d.pow(-beta) - 2 * alpha * beta * x * d.pow(-beta - 1) * reached, None
+        wide, slope = (t.to(torch.promote_types(x.dtype, torch.float32)) for t in (x, tangent))
+        d, reached = _d(wide, size, alpha, k), window_sum(wide * slope, size // 2, (size - 1) // 2)
+        return (slope * d.pow(-beta) - 2 * alpha * beta * wide * d.pow(-beta - 1) * reached).to(x.dtype), None
 
 
 class _LRNGradient(_ImageByImage):

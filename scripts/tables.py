@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from ablation.claims import BASELINE
 from ablation.plan import CONFIGS, choose
-from ablation.table import comparable, critical, markdown, pair_error, read_runs, seeds_for
+from ablation.table import Run, comparable, markdown, read_runs, seeds_for, shown
 from running.errors import ScriptParser, refuse
 from running.figures import (
     ANY_NUMBER,
@@ -134,12 +134,18 @@ def results_table(results: Path) -> str:
     return table(HEADINGS, [ORIGIN, *rows])
 
 
-def sweep_table(results: Path, name: str) -> str:
-    """``ablate.py``'s table of the runs under ``name``, with its notes."""
-    folder = results / name
+def sweep_runs(folder: Path) -> list[Run]:
+    """The runs of a sweep; one that can't be compared with the others is a ValueError."""
     runs, left_out = comparable(read_runs(folder))
     if left_out:
         raise ValueError(f"{folder}: {left_out[0]}. Delete that run, or run it again with ablate.py")
+    return runs
+
+
+def sweep_table(results: Path, name: str) -> str:
+    """``ablate.py``'s table of the runs under ``name``, with its notes."""
+    folder = results / name
+    runs = sweep_runs(folder)
     if not runs:
         raise ValueError(f"{folder}: no runs. Take the markers out, or run scripts/ablate.py")
     return markdown(runs)
@@ -164,7 +170,7 @@ def power_table(results: Path) -> str:
     rows = []
     variants = sum(not variant.test_only for variant in choose(None, CONFIGS / "ablations" / "baseline.yaml"))
     for folder in (results / name for name in POWER):
-        everything, _ = comparable(read_runs(folder))
+        everything = sweep_runs(folder)
         trained = [run for run in everything if run["history"] and not run["resumed"]]
         runs = [run for run in everything if run["variant"] == BASELINE]
         if len(runs) < 2 or not trained:
@@ -173,9 +179,9 @@ def power_table(results: Path) -> str:
         seconds = statistics.median(run["seconds"] / run["jobs"] for run in trained)  # some ran beside other work
         wanted = seeds_for(spread)
         hours = variants * wanted * seconds / 3600
-        size = f"{runs[0]['images']:,} images, {runs[0]['epochs']} epochs"
+        size = f"{runs[0]['images']:,} images, {runs[0]['epochs']} epochs, {runs[0]['test_images']:,} to test"
         shares = (percent([run[key] for run in runs]) for key in ("train_top1", "test_top1"))
-        seen = 100 * critical(wanted) * pair_error(spread, wanted)
+        seen = 100 * shown(spread, wanted)
         rows.append(
             (size, str(len(runs)), *shares, duration([seconds]), str(wanted), f"{seen:.2f} points", f"{hours:.0f}")
         )

@@ -7,6 +7,7 @@ A run is the mapping that ``ablate.py`` keeps of it in ``<variant>-seed<n>/summa
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,10 @@ DECISIVE = ("model.", "data.", "trainer.", "best_checkpoint.")  # settings that 
 
 # ---- runs --------------------------------------------------------------------------------------------------
 
-NEEDED = ("variant", "seed", "settings", "changes", "flags", "jobs", "resumed", "history", "data", "images", "epochs")
+NEEDED = (
+    *("variant", "seed", "settings", "changes", "flags", "jobs", "resumed", "history"),
+    *("data", "images", "epochs", "test_images", "test_top1", "machine", "seconds"),
+)
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -37,9 +41,15 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def first_difference(ours: Run, theirs: Run, but: Sequence[str] = ()) -> str | None:
-    """Say how two runs' recipes differ first, apart from the settings named in ``but``; None where they don't."""
+    """Say how two runs' recipes differ first, apart from the settings named in ``but``; None where they don't.
+
+    A recipe of a run that is only planned has no data yet.
+    """
     if ours["flags"] != theirs["flags"]:
         return f"flags {' '.join(theirs['flags']) or 'none'}, now {' '.join(ours['flags']) or 'none'}"
+    for key in ("data", "test_images"):
+        if key in ours and ours[key] != theirs[key]:
+            return f"{key} {theirs[key]}, now {ours[key]}"
     for key in sorted(key for key in ours["settings"].keys() | theirs["settings"].keys() if key.startswith(DECISIVE)):
         now, then = (settings.get(key, "not set") for settings in (ours["settings"], theirs["settings"]))
         if key not in but and now != then:
@@ -48,14 +58,17 @@ def first_difference(ours: Run, theirs: Run, but: Sequence[str] = ()) -> str | N
 
 
 def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Leave out runs whose recipe is not the baseline's but for the variant's own changes; say so in a line each."""
-    baseline = min((run for run in runs if run["variant"] == BASELINE), key=lambda run: run["seed"], default=None)
+    """Leave out runs whose recipe is not the first baseline's but for their own changes, or not their variant's first
+    one's; say so in a line each."""
+    first = {run["variant"]: run for run in sorted(runs, key=lambda run: run["seed"], reverse=True)}
     kept, lines = [], []
     for run in runs:
-        difference = baseline and first_difference(baseline, run, run["changes"])
-        if difference:
-            name = f"{run['variant']} seed {run['seed']}"
-            lines.append(f"left out: {name} has another recipe than the baseline: {difference}")
+        held_to = [(first.get(BASELINE), run["changes"]), (first[run["variant"]], ())]
+        for other, but in held_to:
+            if other and (difference := first_difference(other, run, but)):
+                name, than = (f"{one['variant']} seed {one['seed']}" for one in (run, other))
+                lines.append(f"left out: {name} has another recipe than {than}: {difference}")
+                break
         else:
             kept.append(run)
     return kept, lines
@@ -82,13 +95,16 @@ def curve_of(run: Run, name: str) -> dict[int, float]:
 
 
 def epoch_reached(run: Run, error: float = TARGET) -> float | None:
-    """When a run's training error came down to ``error``, in epochs, between two on a straight line; None: never."""
+    """When a run's training error came down to ``error``, in epochs, between two on a straight line; None: never.
+
+    An epoch's training error is the mean of its batches': that of the network in the middle of the epoch.
+    """
     last: tuple[float, float] | None = None
     for epoch, top1 in sorted(curve_of(run, "train_top1").items()):
-        found = 1 - top1
+        middle, found = epoch - 0.5, 1 - top1
         if found <= error:
-            return epoch if last is None else last[0] + (epoch - last[0]) * (last[1] - error) / (last[1] - found)
-        last = epoch, found
+            return middle if last is None else last[0] + (middle - last[0]) * (last[1] - error) / (last[1] - found)
+        last = middle, found
     return None
 
 
@@ -103,8 +119,7 @@ RULE = (
     "The verdict's rule: *confirmed* if the difference has the sign that the claim predicts and the 95 % interval of "
     "its mean over seeds (Student's t: 12.7 standard errors with 2 seeds, 4.3 with 3, 2.8 with 5) leaves out 0; "
     "*contradicted* if it does so with the other sign; else *not seen at this size*. Differences are paired by seed: "
-    "the same images, the same order. Every run is tested once, on the weights that were best on validation. The "
-    "standard error is that of other seeds; another test set would add its own."
+    "the same images, the same order. The standard error is that of other seeds; another test set would add its own."
 )
 
 
@@ -138,9 +153,14 @@ def pair_error(spread: float, seeds: int) -> float:
     return spread * math.sqrt(2 / seeds)
 
 
-def seeds_for(spread: float, error: float = 0.002) -> int:
-    """How many seeds, 2 or more, bring :func:`pair_error` down to ``error``: 0.2 points."""
-    return max(2, math.ceil(2 * (spread / error) ** 2 - 1e-9))
+def shown(spread: float, seeds: int) -> float:
+    """The smallest difference whose 95 % interval over so many seeds leaves out 0: see :func:`pair_error`."""
+    return critical(seeds) * pair_error(spread, seeds)
+
+
+def seeds_for(spread: float, difference: float = 0.005) -> int:
+    """How many seeds, 2 or more, show a difference of so much: half a point."""
+    return next(seeds for seeds in itertools.count(2) if shown(spread, seeds) <= difference)
 
 
 def verdict(difference: Paired | None, sign: int) -> str:
@@ -214,15 +234,18 @@ def _about(runs: Sequence[Run]) -> str:
     """Which data, how long, on what."""
     epochs: dict[str, set[int]] = {}
     for run in runs:
-        epochs.setdefault(f"{run['data']}, {run['images']:,} images", set()).add(run["epochs"])
+        what = f"{run['data']}, {run['images']:,} images, {run['test_images']:,} to test"
+        epochs.setdefault(what, set()).add(run["epochs"])
     said = [f"{what}, {' to '.join(map(str, sorted({min(n), max(n)})))} epochs" for what, n in sorted(epochs.items())]
     machines = sorted({str(run["machine"]) for run in runs})
-    jobs = sorted({run["jobs"] for run in runs})
+    jobs, tested = (sorted({run[key] for run in runs if key in run}) for key in ("jobs", "tested"))
     text = f"{'; '.join(said)}. Machine: {'; '.join(machines)}; runs at a time: {', '.join(map(str, jobs))}."
     if resumed := sum(bool(run["resumed"]) for run in runs):
         text += f" Times are without runs that were stopped and went on ({resumed})."
     if flags := sorted({" ".join(run["flags"]) for run in runs} - {""}):
         text += f" Flags: `{'`, `'.join(flags)}`."
+    if tested:
+        text += f" Tested, once each: {', '.join(tested)}."
     return text + " Train top-1 is that of the last epoch, on augmented images with dropout where the variant has them."
 
 

@@ -34,6 +34,7 @@ def a_run(variant: str, seed: int, test: float = 0.5, train: list[float] | None 
         "resumed": 0,
         "data": "CIFAR-10",
         "images": 5000,
+        "test_images": 10_000,
         "epochs": len(train),
         "machine": "a CPU",
         "train_top1": train[-1],

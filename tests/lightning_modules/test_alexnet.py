@@ -126,10 +126,12 @@ def test_both_poolings_give_equivalent_dimensions(image_size: int) -> None:
         assert shapes(overlapping, images) == shapes(plain, images)
 
 
-@pytest.mark.parametrize("init", ["paper", "code", "he", "fast"])
+@pytest.mark.parametrize("init", ["paper", "code", "he", "he_tanh", "fast"])
 def test_initialisation(init: str) -> None:
+    """The gain of ReLU is the root of 2, that of tanh 5/3."""
     torch.manual_seed(0)
-    net = AlexNet(init=init)
+    name, _, tanh = init.partition("_")
+    net = AlexNet(init=name, activation=tanh or "relu")
     for name in LAYERS:
         layer = net.get_submodule(name)
         fan_in = layer.weight[0].numel()
@@ -137,6 +139,7 @@ def test_initialisation(init: str) -> None:
             "paper": 0.01,
             "code": 0.03 if name in ("conv3", "conv4", "conv5") else 0.01,
             "he": math.sqrt(2 / fan_in),
+            "he_tanh": 5 / 3 / math.sqrt(fan_in),
             "fast": 0.01 if name == "conv1" else math.sqrt(2 / fan_in),
         }[init]
         bias = 1.0 if init in ("paper", "code") and name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0

@@ -194,3 +194,6 @@ def test_half_precision_differentiated_twice_and_traced_is_computed_in_float32(d
     (once,) = torch.autograd.grad(local_response_norm(leaf, **TEXT).sum(), leaf)
     assert once.isfinite().all()
     torch.testing.assert_close(twice, once)
+    _, tangent = jvp(lambda x: local_response_norm(x, **TEXT), (x,), (torch.ones_like(x),))
+    _, expected = jvp(lambda x: written_formula(x, **TEXT), (x.double(),), (torch.ones_like(x).double(),))
+    torch.testing.assert_close(tangent.double(), expected, rtol=rtol, atol=0)

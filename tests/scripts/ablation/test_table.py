@@ -104,7 +104,7 @@ def test_the_table() -> None:
     assert (third[DIFFERENCE], third["verdict"]) == ("+10.00", "too few seeds")
     text = markdown(runs)
     assert "| no_lrn | 3.3: LRN helps | 3 |" in text
-    assert "CIFAR-10, 5,000 images, 2 epochs. Machine: a CPU; runs at a time: 1." in text
+    assert "CIFAR-10, 5,000 images, 10,000 to test, 2 epochs. Machine: a CPU; runs at a time: 1." in text
     assert "without runs that were stopped and went on (1)" in text
     assert RULE in text
 
@@ -137,17 +137,26 @@ def test_runs_of_another_recipe_are_left_out() -> None:
     other = a_run("no_lrn", 1)
     other["settings"]["model.lr"] = 0.03
     flagged = a_run(BASELINE, 1, flags=["--data.subset_size", "10"])
-    kept, lines = comparable([*good, other, flagged])
+    tuned = a_run("faster", 1, changes={"model.lr": 0.2})
+    copy = a_run("no_lrn", 2, data="CIFAR-10 (JPEG copy in class folders)")
+    fewer = a_run("no_lrn", 3, test_images=5000)
+    kept, lines = comparable([*good, other, flagged, tuned, copy, fewer])
     assert kept == good
-    assert lines[0] == "left out: no_lrn seed 1 has another recipe than the baseline: model.lr 0.03, now 0.02"
-    assert "--data.subset_size 10, now none" in lines[1]
+    than = "has another recipe than baseline seed 0:"
+    assert lines == [
+        f"left out: no_lrn seed 1 {than} model.lr 0.03, now 0.02",
+        f"left out: baseline seed 1 {than} flags --data.subset_size 10, now none",
+        "left out: faster seed 1 has another recipe than faster seed 0: model.lr 0.2, now 0.1",
+        f"left out: no_lrn seed 2 {than} data CIFAR-10 (JPEG copy in class folders), now CIFAR-10",
+        f"left out: no_lrn seed 3 {than} test_images 5000, now 10000",
+    ]
 
 
 def test_a_target_that_is_reached_is_said_and_one_that_is_not() -> None:
     relu, tanh = a_run(BASELINE, 0, train=[0.5, 0.76, 0.9, 0.9]), a_run("tanh", 0, train=[0.3, 0.5, 0.7, 0.75])
-    assert [epoch_reached(run) for run in (relu, tanh)] == pytest.approx([1 + 0.25 / 0.26, 4])
+    assert [epoch_reached(run) for run in (relu, tanh)] == pytest.approx([0.5 + 0.25 / 0.26, 3.5])  # epochs' middles
     assert speed(by_variant([relu, tanh])) == (
-        "25 % training error (Figure 1): ReLU after 2.0 epochs, tanh after 4.0 epochs; 2.0 times as many, "
+        "25 % training error (Figure 1): ReLU after 1.5 epochs, tanh after 3.5 epochs; 2.4 times as many, "
         "6 in the paper."
     )
     runs = [a_run(BASELINE, 0), a_run("tanh", 0)]
@@ -157,20 +166,21 @@ def test_a_target_that_is_reached_is_said_and_one_that_is_not() -> None:
 
 def test_runs_of_several_lengths_are_said() -> None:
     text = markdown([a_run(BASELINE, n, train=[0.5] * n) for n in (3, 8, 5)])
-    assert "CIFAR-10, 5,000 images, 3 to 8 epochs. Machine" in text
+    assert "CIFAR-10, 5,000 images, 10,000 to test, 3 to 8 epochs. Machine" in text
 
 
 def test_the_ratio_of_epochs_has_an_interval_over_seeds() -> None:
     epochs = [5, 6, 8]
-    runs = [a_run(BASELINE, seed, train=[0.75]) for seed in (0, 1, 2, 3)]
+    runs = [a_run(BASELINE, seed, train=[0.75]) for seed in (0, 1, 2, 3)]  # in the middle of its first epoch
     runs += [a_run("tanh", seed, train=[0.1] * (n - 1) + [0.75]) for seed, n in enumerate(epochs)]
-    margin = 4.303 * np.std(epochs, ddof=1) / math.sqrt(3)
-    low, high = np.mean(epochs) - margin, np.mean(epochs) + margin
-    wanted = f"6.3 times as many (95 % interval over 3 seeds: {low:.1f} to {high:.1f}), 6 in the paper."
+    ratios = [(n - 0.5) / 0.5 for n in epochs]
+    margin = 4.303 * np.std(ratios, ddof=1) / math.sqrt(3)
+    low, high = np.mean(ratios) - margin, np.mean(ratios) + margin
+    wanted = f"11.7 times as many (95 % interval over 3 seeds: {low:.1f} to {high:.1f}), 6 in the paper."
     assert (speed(by_variant(runs)) or "").endswith(wanted)
 
 
 def test_an_epoch_that_was_not_measured_is_no_point_of_a_curve() -> None:
     run = a_run("tanh", 0, train=[0.5, 0.6, 0.9])
     del run["history"][1]["train_top1"]
-    assert epoch_reached(run) == pytest.approx(1 + 2 * 0.25 / 0.4)
+    assert epoch_reached(run) == pytest.approx(0.5 + 2 * 0.25 / 0.4)
