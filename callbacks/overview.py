@@ -119,10 +119,11 @@ class Overview(Looking):
             self._best = value
         row = {f"hp/{self.metric.replace('/', '_')}": self._best}
         for logger in tensorboards(trainer):
-            if self._row:
-                logger.log_metrics(row, step=trainer.global_step)
-            else:
-                logger.log_hyperparams(hparams_of(trainer, pl_module), row, step=trainer.global_step)
+            with or_left_out():
+                if self._row:
+                    logger.log_metrics(row, step=trainer.global_step)
+                else:
+                    logger.log_hyperparams(hparams_of(trainer, pl_module), row, step=trainer.global_step)
         self._row = True
 
 

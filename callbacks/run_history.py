@@ -87,7 +87,7 @@ class RunHistory(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._validation = self.validations[trainer.global_step] = _metrics(trainer, "val")
+            self._validation = self.validations[trainer.global_step] = metrics_of(trainer, "val")
             self.images["val"] = self._in_all_processes(trainer, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,7 +96,7 @@ class RunHistory(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         lr = {"lr": float(trainer.optimizers[0].param_groups[0]["lr"])} if trainer.optimizers else {}
         before = sum(entry["seconds"] for entry in self.epochs)
-        entry = {"epoch": trainer.current_epoch + 1, **_metrics(trainer, "train"), **self._validation, **lr}
+        entry = {"epoch": trainer.current_epoch + 1, **metrics_of(trainer, "train"), **self._validation, **lr}
         self.epochs.append({**entry, "seconds": round(self.seconds - before, 3)})
         pl_module.print(epoch_line(self.epochs[-1], trainer.max_epochs, self._is_best()))
         sys.stdout.flush()  # a file's readers see it now
@@ -133,6 +133,7 @@ def _figures(entry: dict[str, Any], *needed: str) -> dict[str, Any]:
     return dict(entry)
 
 
-def _metrics(trainer: Trainer, stage: str) -> dict[str, float]:
+def metrics_of(trainer: Trainer, stage: str) -> dict[str, float]:
+    """What was measured in a stage, as ``val_top1``."""
     found = {name: trainer.callback_metrics.get(f"{stage}/{name}") for name in METRICS}
     return {f"{stage}_{name}": float(value) for name, value in found.items() if value is not None}

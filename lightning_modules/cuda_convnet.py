@@ -92,6 +92,7 @@ class CudaConvnet(nn.Module):
 
     Raises:
         ValueError: If an argument is out of its range, or is another than the layer files leave.
+        TypeError: If an argument is none of AlexNet's either.
 
     Source:
         Krizhevsky et al. 2012, section 3.3 and Figure 1; ``layers-*.cfg`` and ``layer-params-*.cfg`` of cuda-convnet's

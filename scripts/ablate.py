@@ -32,7 +32,7 @@ from ablation.plots import curves_figure, figure1
 from ablation.sweep import Sweep, dask_engine, delete_logs, local_engine, local_gpus, lock
 from ablation.table import RULE, comparable, compare, markdown, read_runs
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from running.errors import ScriptParser, printable, refuse
 from running.outputs import check_output
 
@@ -144,7 +144,7 @@ def tell(out: Path) -> bool:
         print(f"no runs under {out} yet", file=sys.stderr)
         return False
     shown = ("variant", "seeds", "val top-1", "test top-1", "difference ± standard error, points", "verdict")
-    table = Table(*shown)
+    table = Table(Column(shown[0], no_wrap=True), *shown[1:])
     for row in compare(runs):
         table.add_row(*(row[name] for name in shown))
     write_whole(out / "table.md", f"# Ablations\n\n{markdown(runs)}")

@@ -48,12 +48,12 @@ import yaml
 from lightning import Callback, Trainer
 from rich.console import Console
 from rich.table import Table
-from running.errors import ScriptParser
-from running.figures import read_figures
+from running.errors import ScriptParser, argument_errors
+from running.figures import BENCHMARK, check_figures, read_figures
 from running.machine import processor, versions
 from running.markdown import COMPARED, compared, rounded
 from running.memory import keep_memory
-from running.outputs import check_output
+from running.outputs import check_output, check_place
 from running.settings import best_precision
 from torch import Tensor, nn
 from torch.autograd.functional import vjp
@@ -61,6 +61,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import CIFAR10
 
+from callbacks.checkpoints.files import write_whole
 from callbacks.pure.knn import nearest_neighbours
 from datamodules import CIFAR10DataModule
 from datamodules.sources import find_cifar10
@@ -743,9 +744,11 @@ def measured_before(path: Path, about: dict[str, Any], quick: bool) -> list[Row]
     """The rows of an earlier run in the file, if it was on this machine with these versions; else none."""
     if not path.exists():
         return []
-    found = read_figures(path, "Delete it, or choose another file")
+    remedy = "Delete it, or choose another file"
+    found = read_figures(path, remedy)
+    check_figures(found, BENCHMARK, str(path), remedy)
     same = all(found["machine"].get(key) == about[key] for key in ("processor", "cores", "threads", "versions"))
-    return list(found["rows"]) if same and found["quick"] == quick else []
+    return list(found["rows"]) if same and found.get("quick") == quick else []
 
 
 def main(words: list[str] | None = None) -> None:
@@ -755,14 +758,14 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="toy sizes, one round: a trial of the tool itself")
     parser.add_argument("--json", type=Path, metavar="PATH", help="keep the figures there, beside other sections'")
     arguments = parser.parse_args(words)
-    if arguments.json and not arguments.json.resolve().parent.is_dir():
-        parser.error(f"json: {arguments.json}, expected a path in a folder that is there")
     if arguments.json:
-        check_output("--json", arguments.json, '"machine"')
+        check_place(parser, "--json", arguments.json, ".json")
+        check_output("--json", arguments.json, '"quick"')
 
     keep_memory()  # for what is measured in this process
     about, rows = machine(), list[Row]()
-    before = measured_before(arguments.json, about, arguments.quick) if arguments.json else []
+    with argument_errors("--"):
+        before = measured_before(arguments.json, about, arguments.quick) if arguments.json else []
     title = f"{about['processor']}, {about['cores']} cores, torch {about['versions']['torch']}, {about['date'][:10]}"
     table = Table(*COMPARED, title=title)
     if about["load"] and about["load"] > 0.5:
@@ -779,7 +782,7 @@ def main(words: list[str] | None = None) -> None:
             kept = [row for row in before if row["section"] not in done] + rows
             kept.sort(key=lambda row: list(SECTIONS).index(row["section"]))
             contents = {"machine": about, "quick": arguments.quick, "rows": kept}
-            arguments.json.write_text(json.dumps(contents, indent=2) + "\n")
+            write_whole(arguments.json, json.dumps(contents, indent=2) + "\n")
     Console().print(table)
 
 

@@ -23,11 +23,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from running import markdown
-from running.cli import one_line_errors
-from running.errors import ScriptParser, argument_errors
+from running.errors import ScriptParser, argument_errors, refuse
 from running.figures import MAPPING, NUMBER, Kind, check_figures, read_figures
 from running.machine import versions
 from running.memory import keep_memory
@@ -164,7 +162,6 @@ def end(losses: list[float], steps: int = 10) -> float:
 def draw(done: dict[str, Any]) -> Figure:
     """What depends on the image, layer by layer, and the losses of the first epoch."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for name in (name for name in SHOWN if name in done):
         losses, label = done[name]["losses"], TRIALS[name].label
@@ -204,7 +201,9 @@ def main() -> None:
     parser.add_argument("--md", type=Path, default=ROOT / "docs" / "plateau.md", help="the page that has the table")
     parser.add_argument("--plot", action="store_true", help="picture and table from the figures alone")
     args = parser.parse_args()
-    for flag, mark in (("json", '"settings"'), ("png", "Matplotlib")):
+    if args.steps is not None and args.steps < 1:
+        parser.error(f"--steps: {args.steps}, expected 1 or more")
+    for flag, mark in (("json", '"trial"'), ("png", "Matplotlib")):
         check_output(f"--{flag}", getattr(args, flag), mark)
     keep_memory()
     options = {key: getattr(args, key) for key in ("seed", "steps", "root", "source", "subset_size")}
@@ -214,7 +213,7 @@ def main() -> None:
         trial = TRIALS[name]
         settings = {"trial": trial._asdict(), **options}
         if kept.get(name, {}).get("settings") != settings:
-            with one_line_errors():
+            with argument_errors("--"):
                 kept[name] = {"settings": settings, **run(trial, **options), "versions": versions("torch")}
             write_whole(args.json, json.dumps(kept, indent=1) + "\n")
         print(f"{name}: loss of the last ten steps {end(kept[name]['losses']):.3f}", flush=True)
@@ -222,8 +221,11 @@ def main() -> None:
         args.png.parent.mkdir(parents=True, exist_ok=True)
         draw(kept).savefig(args.png, dpi=100)
         print(table(kept), end="")
-        if args.md.exists():
-            write_whole(args.md, markdown.between(args.md.read_text(), "plateau", table(kept)))
+        try:
+            if args.md.exists():
+                write_whole(args.md, markdown.between(args.md.read_text(encoding="utf-8"), "plateau", table(kept)))
+        except ValueError as error:
+            refuse(f"{args.md}: {error}.")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from PIL import Image, PngImagePlugin
 from rich.console import Console
 from rich.table import Table
 from running.checkpoint import Checkpoint
-from running.errors import ScriptParser, argument_errors, printable, refuse
+from running.errors import ScriptParser, argument_errors, flagged, printable, refuse
 from running.gallery import check_same_classes, embed, gallery_of, load, probabilities_of, seen_and_heat
 from running.outputs import check_output, check_place
 from running.predictions import COLUMNS, Row, as_csv, rows_of
@@ -71,7 +71,7 @@ def neighbours_of(
         check_same_classes(checkpoint, datamodule)
         gallery, cached = gallery_of(model, datamodule, checkpoint, queries.shape[1], k)
     except ValueError as error:
-        print(printable(f"no neighbours: {error}"), file=sys.stderr)
+        print(printable(f"no neighbours: {flagged(str(error), '--')}"), file=sys.stderr)
         return {}
     if not (all_finite(gallery.features) and all_finite(queries)):
         refuse(f"{checkpoint.path}: features are NaN or infinite, expected finite ones. Use another checkpoint.")
@@ -83,18 +83,19 @@ def neighbours_of(
     return {"distances": distances.tolist(), "names": names, "indices": gallery.places[near], "images": images}
 
 
-def as_json(path: Path, rows: Sequence[Row], probabilities: Tensor, classes: Sequence[str]) -> str:
-    """The same for programs, with every label's probability, of the checkpoint at ``path``."""
-    names = dict.fromkeys(row[0] for row in rows)
+def as_json(
+    path: Path, names: Sequence[str], probabilities: Tensor, classes: Sequence[str], found: dict[str, Any]
+) -> str:
+    """What :func:`rows_of` is given for programs: every label's probability, of the checkpoint at ``path``."""
+    keys, none = ("class", "distance", "index"), [()] * len(names)
+    near = (found["names"], found["distances"], found["indices"].tolist()) if found else (none, none, none)
     pictures = [
         {
             "picture": name,
             "probabilities": dict(zip(classes, values.tolist(), strict=True)),
-            "neighbours": [
-                {"class": row[3], "distance": row[4], "index": row[5]} for row in rows if row[:2] == (name, "neighbour")
-            ],
+            "neighbours": [dict(zip(keys, one, strict=True)) for one in zip(*its, strict=True)],
         }
-        for name, values in zip(names, probabilities, strict=True)
+        for name, values, *its in zip(names, probabilities, *near, strict=True)
     ]
     return json.dumps({"software": SOFTWARE[1], "checkpoint": str(path), "pictures": pictures}, indent=2) + "\n"
 
@@ -161,7 +162,7 @@ def main(words: Sequence[str] | None = None) -> None:
         text.add_text(*SOFTWARE)
         Image.fromarray(panel.permute(1, 2, 0).numpy()).save(picture, "PNG", pnginfo=text)
         contents: dict[str, bytes | str] = {".png": picture.getvalue(), ".csv": as_csv(rows)}
-        contents[".json"] = as_json(path, rows, probabilities, classes)
+        contents[".json"] = as_json(path, names, probabilities, classes, found)
         for ending, content in contents.items():
             write_whole(options.out.with_suffix(ending), content)
     print_table([row for row in rows if row[0] in names[: len(shown)]])

@@ -14,7 +14,7 @@ from running.start import script
 # isort: split
 import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from running.errors import ScriptParser, printable, refuse
 from running.figures import duration, percent, read_summary
-from running.outputs import check_output, csv_text
-from running.settings import PLACES
+from running.outputs import check_output, check_place, csv_text
+from running.settings import PLACES, leaves
 
 from callbacks.checkpoints.files import write_whole
 
@@ -47,23 +47,17 @@ class Run(NamedTuple):
     figures: dict[str, Any]
 
 
-def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A config's settings as ``section.name`` and text, in its order; a list is one setting."""
-    for key, value in config.items() if isinstance(config, Mapping) else ():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        elif key not in NAMES:
-            yield printable(f"{prefix}{key}"), printable(str(value))
-
-
 def read_run(path: Path) -> Run:
     """The run whose summary is at ``path``; what can't be read is a ValueError or OSError of one line."""
     figures, config = read_summary(path, NEEDED, REMEDY), path.with_name("config.yaml")
+    measured = {name: value for name, value in figures.items() if value is not None}  # without validation, some is
     try:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        said = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
     except (UnicodeDecodeError, yaml.YAMLError):
         raise ValueError(f"{config}: can't be read. {REMEDY}.") from None
-    return Run(printable(str(path.parent)), dict(flat(settings)) | {"seed_everything": str(figures["seed"])}, figures)
+    named = leaves(said) if isinstance(said, Mapping) else ()
+    settings = {printable(key): printable(value) for key, value in named if key.rpartition(".")[2] not in NAMES}
+    return Run(printable(path.parent), settings | {"seed_everything": str(figures["seed"])}, measured)
 
 
 def read_runs(places: Sequence[Path]) -> list[Run]:
@@ -142,6 +136,7 @@ def main(words: Sequence[str] | None = None) -> None:
             refuse(f"{place}: no such folder. Name one that fit.py wrote runs to.")
     for flag, path, mark in (("--csv", options.csv, CSV_MARK), ("--curves", options.curves, "Matplotlib")):
         if path:
+            check_place(parser, flag, path, ".csv" if path == options.csv else ".png")
             check_output(flag, path, mark)
     runs = read_runs(options.places)
     if not runs:

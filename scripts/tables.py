@@ -27,12 +27,10 @@ from typing import Any, NamedTuple
 
 from ablation.claims import BASELINE
 from ablation.plan import CONFIGS, choose
-from ablation.table import Run, comparable, markdown, read_runs, seeds_for, shown
+from ablation.table import Run, comparable, markdown, read_runs, seeds_for, shown, values_of
 from running.errors import ScriptParser, refuse
 from running.figures import (
-    ANY_NUMBER,
-    COUNT,
-    TEXT,
+    BENCHMARK,
     check_figures,
     duration,
     mean_and_std,
@@ -48,8 +46,6 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("data", "images", "epochs", "seed", "command", "machine", "seconds", "test_top1", "test_top5")
 # The experiment this project started from: its figures as they were reported, see configs/origin.yaml. There is no log.
 ORIGIN = ("the experiment this project started from", "CIFAR-10", "5,000", "10", "", "26.70 %", "81.30 %", "", "", "")
-ROW = {**dict.fromkeys(("what", "unit", "against"), TEXT), **dict.fromkeys(("ours", "peer", "ratio"), ANY_NUMBER)}
-BENCHMARK = {"machine": {"processor": TEXT, "cores": COUNT, "versions": {"torch": TEXT}}, "rows": [ROW]}
 SIZES = ("size", "seeds", "train top-1", "test top-1", "machine's time a run", "seeds needed", "shows", "hours")
 POWER = ("quick_ablations", "ablations")  # sweeps whose sizes are weighed
 HEADINGS = ("recipe", "data", "images", "epochs", "seeds", "test top-1", "test top-5", "time", "on", "command")
@@ -180,7 +176,7 @@ def power_table(results: Path) -> str:
         wanted = seeds_for(spread)
         hours = variants * wanted * seconds / 3600
         size = f"{runs[0]['images']:,} images, {runs[0]['epochs']} epochs, {runs[0]['test_images']:,} to test"
-        shares = (percent([run[key] for run in runs]) for key in ("train_top1", "test_top1"))
+        shares = (percent([*values_of(dict(enumerate(runs)), key).values()]) for key in ("train_top1", "test_top1"))
         seen = 100 * shown(spread, wanted)
         rows.append(
             (size, str(len(runs)), *shares, duration([seconds]), str(wanted), f"{seen:.2f} points", f"{hours:.0f}")

@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != "test_processes.py")  # the longest: begun last, one worker is left
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

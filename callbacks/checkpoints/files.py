@@ -75,15 +75,12 @@ def write_whole(path: Path, contents: bytes | memoryview | str) -> None:
     _rename(_partial(path), path)
 
 
-def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> str:
+def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint so that at any moment there is a whole one at ``path``, if there was one before.
 
     Args:
         checkpoint: What ``torch.save`` takes.
         path: Where to. With ``optimizer_states`` in the checkpoint, what is there becomes ``previous(path)``.
-
-    Returns:
-        Its SHA-256.
 
     Raises:
         CheckpointError: If the system refuses, say because the disk is full. What was at ``path`` is untouched.
@@ -104,7 +101,6 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> str:
             f"{path}: can't be written ({error.strerror or error}). What was there before is whole: free some space, "
             "then go on with the same command and --ckpt_path."
         ) from error
-    return digest
 
 
 def _partial(path: Path) -> Path:

@@ -15,7 +15,6 @@ class FilterStructure(NamedTuple):
     """Figures of N filters, each ``(N,)`` on the CPU: see :func:`filter_structure`."""
 
     concentration: Tensor
-    orientation: Tensor
     colour: Tensor
     structured: Tensor
 
@@ -33,13 +32,11 @@ def filter_structure(weights: Tensor) -> FilterStructure:
       envelope's sigma is 1.5 pixels or more, and so do edges and blobs of colour, in the band around 0. White noise has
       0.2, one of 1,000 over 0.31; noise smoothed by a Gaussian 0.29 (sigma 0.5), 0.51 (0.7), 0.69 (1).
     - ``structured``, bool: where the concentration is above :func:`structure_threshold`.
-    - ``orientation``: ``|sum_f P(f) exp(2i angle(f))| / sum_f P(f)``, in ``[0, 1]``: 1 for a grating, 0 for a round
-      blob, 0.1 for noise.
     - ``colour``: the share of the energy, with the means', outside the grey direction, in ``[0, 1]``:
       ``1 - |R + G + B|^2 / 3 (|R|^2 + |G|^2 + |B|^2)``. 0 for grey, 1 for red against green; 2/3 for red alone, and on
       average for noise of independent channels.
 
-    Neither scale nor sign matters, nor to the first three a channel's mean: uniform filters have 0 there, zeros in all.
+    Neither scale nor sign matters, nor to the first two a channel's mean: uniform filters have 0 there, zeros in all.
 
     Args:
         weights: ``(N, 3, h, w)`` float, finite, or there is a ValueError.
@@ -55,10 +52,8 @@ def filter_structure(weights: Tensor) -> FilterStructure:
     pattern = (main * varied).sum(1) / energy.sqrt()[:, None]
     power = _power(torch.where(pattern.norm(dim=1, keepdim=True) > 1e-6, pattern, 0).view(-1, *size))  # more: rounding
     concentration = (power @ _bands(size)).amax(1)
-    y, x = (_frequencies(size) / torch.tensor(size)).unbind(1)
-    turns = torch.stack([x * x - y * y, 2 * x * y], 1) / (x * x + y * y).clamp_min(1e-9)[:, None]  # of twice the angle
-    orientation, colour = (power @ turns).norm(dim=1), colour.nan_to_num(0).clamp(0, 1).float()
-    return FilterStructure(concentration, orientation, colour, concentration > structure_threshold(size))
+    colour = colour.nan_to_num(0).clamp(0, 1).float()
+    return FilterStructure(concentration, colour, concentration > structure_threshold(size))
 
 
 @lru_cache

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from callbacks.pure.canvas import CELL, MARKS, RIGHT, UNKNOWN, WRONG, Canvas, shortened
+from callbacks.pure.canvas import CELL, MARKS, PALE, RIGHT, WRONG, Canvas, shortened
 
 COLUMNS, LEFT, TOP = 5, 24, 62
 CELL_WIDTH, CELL_HEIGHT = 164, CELL + 84  # pixels
@@ -66,5 +66,5 @@ def loss_panel(images: Tensor, scored: Scored, class_names: Sequence[str], title
         said = f"{MARKS[right]} {shortened(class_names[predicted])}"
         canvas.text(middle, y + CELL + 26, said, ink=RIGHT if right else WRONG, align="middle")
         canvas.text(middle, y + CELL + 44, f"{100 * confidence:.1f} % sure, loss {loss:.2f}", align="middle")
-        canvas.text(middle, y + CELL + 60, f"image {place}", size=7.5, ink=UNKNOWN, align="middle")
+        canvas.text(middle, y + CELL + 60, f"image {place}", size=7.5, ink=PALE, align="middle")
     return canvas.pixels()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from callbacks.pure.canvas import CELL, FRAME, INK, MARKS, RIGHT, THUMB, UNKNOWN, WRONG, Canvas, shortened
+from callbacks.pure.canvas import CELL, FRAME, MARKS, RIGHT, THUMB, WRONG, Canvas, shortened
 
 CELL_WIDTH, CELL_HEIGHT = CELL + 12, CELL + 46
 PANEL_LEFT, PANEL_TOP, PANEL_GAP = 16, 70, 28  # PANEL_GAP sets the query apart from its neighbours
@@ -15,24 +15,22 @@ PANEL_LEFT, PANEL_TOP, PANEL_GAP = 16, 70, 28  # PANEL_GAP sets the query apart 
 def retrieval_panel(
     queries: Tensor,
     neighbours: Tensor,
-    query_targets: Sequence[int | None],
+    query_targets: Sequence[int],
     neighbour_targets: Sequence[Sequence[int]],
     distances: Sequence[Sequence[float]],
     class_names: Sequence[str],
     title: str = "",
-    query_names: Sequence[str] | None = None,
 ) -> Tensor:
     """Draw queries, one a row at the left, and their nearest neighbours, framed by whether they share its class.
 
     Args:
         queries: ``(R, 3, h, w)`` float RGB in ``[0, 1]``.
         neighbours: ``(R, K, 3, h, w)`` float RGB in ``[0, 1]``, nearest first.
-        query_targets: R classes; None where it is not known, which leaves the frames grey.
+        query_targets: R classes.
         neighbour_targets: R times K classes.
         distances: R times K distances, printed as they are.
         class_names: Name of each class.
         title: Written above.
-        query_names: What is written under the R queries in place of their classes.
 
     Returns:
         ``(3, H, W)`` uint8. Cell ``(r, c)``, with the query as ``c = 0``, has the corner of its frame at row
@@ -48,10 +46,7 @@ def retrieval_panel(
         if [len(row) for row in lists] != [k] * rows:
             raise ValueError(f"{name}: other lengths than neighbours, expected {rows} rows of {k}. Give one for each.")
     if len(query_targets) != rows:
-        raise ValueError(f"query_targets: {len(query_targets)} classes, expected {rows}. Give None for an unknown one.")
-    names = [None if t is None else class_names[t] for t in query_targets] if query_names is None else query_names
-    if len(names) != rows or None in names:
-        raise ValueError(f"query_names: {query_names}, expected {rows} names. Name queries whose class is not known.")
+        raise ValueError(f"query_targets: {len(query_targets)} classes, expected {rows}. Give one for each query.")
 
     first = PANEL_LEFT + CELL_WIDTH + PANEL_GAP  # where the neighbours begin
     canvas = Canvas(first + k * CELL_WIDTH + PANEL_LEFT - 12, PANEL_TOP + rows * CELL_HEIGHT + 8)
@@ -63,12 +58,12 @@ def retrieval_panel(
         y = PANEL_TOP + r * CELL_HEIGHT
         under = y + THUMB + 22
         canvas.image(PANEL_LEFT, y, queries[r])
-        canvas.text(PANEL_LEFT + CELL / 2, under, shortened(str(names[r])), align="middle", bold=True)
+        canvas.text(PANEL_LEFT + CELL / 2, under, shortened(class_names[target]), align="middle", bold=True)
         for c, (other, distance) in enumerate(zip(neighbour_targets[r], distances[r], strict=True)):
-            x, known, right = first + c * CELL_WIDTH, target is not None, other == target
-            colour = RIGHT if right else WRONG if known else UNKNOWN
-            name = (f"{MARKS[right]} " if known else "") + shortened(class_names[other])
+            x, right = first + c * CELL_WIDTH, other == target
+            colour = RIGHT if right else WRONG
             canvas.image(x, y, neighbours[r, c], frame=colour)
-            canvas.text(x + CELL / 2, under, name, ink=colour if known else INK, align="middle")
+            name = f"{MARKS[right]} {shortened(class_names[other])}"
+            canvas.text(x + CELL / 2, under, name, ink=colour, align="middle")
             canvas.text(x + CELL / 2, under + 15, f"{distance:#.4g}", size=7, align="middle")
     return canvas.pixels()

@@ -113,12 +113,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return flatten(config)
 
 
-def choose(only: Sequence[str] | None, baseline: Path, folder: Path = CONFIGS / "ablations") -> list[Variant]:
+def choose(only: Sequence[str] | None, baseline: Path) -> list[Variant]:
     """The baseline, whose config is ``baseline``, and the chosen variants, with what a claim compares them with.
 
-    ``only`` holds names of configs in ``folder``, or paths of others; None takes all of the folder.
+    ``only`` holds names of configs in ``configs/ablations``, or paths of others; None takes all of the folder.
     """
-    known = {path.stem: path for path in sorted(folder.glob("*.yaml")) if path.stem != BASELINE}
+    known = {path.stem: path for path in sorted((CONFIGS / "ablations").glob("*.yaml")) if path.stem != BASELINE}
     chosen: dict[str, Path] = {}
     for word in known if only is None else only:
         path = known.get(word, Path(word))

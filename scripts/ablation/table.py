@@ -94,16 +94,16 @@ def curve_of(run: Run, name: str) -> dict[int, float]:
     return {entry["epoch"]: entry[name] for entry in run["history"] if name in entry}
 
 
-def epoch_reached(run: Run, error: float = TARGET) -> float | None:
-    """When a run's training error came down to ``error``, in epochs, between two on a straight line; None: never.
+def epoch_reached(run: Run) -> float | None:
+    """When a run's training error came down to :data:`TARGET`, in epochs, between two on a straight line; None: never.
 
     An epoch's training error is the mean of its batches': that of the network in the middle of the epoch.
     """
     last: tuple[float, float] | None = None
     for epoch, top1 in sorted(curve_of(run, "train_top1").items()):
         middle, found = epoch - 0.5, 1 - top1
-        if found <= error:
-            return middle if last is None else last[0] + (middle - last[0]) * (last[1] - error) / (last[1] - found)
+        if found <= TARGET:
+            return middle if last is None else last[0] + (middle - last[0]) * (last[1] - TARGET) / (last[1] - found)
         last = middle, found
     return None
 
@@ -158,9 +158,9 @@ def shown(spread: float, seeds: int) -> float:
     return critical(seeds) * pair_error(spread, seeds)
 
 
-def seeds_for(spread: float, difference: float = 0.005) -> int:
-    """How many seeds, 2 or more, show a difference of so much: half a point."""
-    return next(seeds for seeds in itertools.count(2) if shown(spread, seeds) <= difference)
+def seeds_for(spread: float) -> int:
+    """How many seeds, 2 or more, show a difference of half a point."""
+    return next(seeds for seeds in itertools.count(2) if shown(spread, seeds) <= 0.005)
 
 
 def verdict(difference: Paired | None, sign: int) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any
+from collections.abc import Iterable
 
 from lightning.pytorch.loggers import Logger
 
@@ -21,10 +19,5 @@ def go_on_without(loggers: Iterable[Logger]) -> None:
     """
     for logger in loggers:
         for name in WRITES:
-            setattr(logger, name, partial(_or_left_out, getattr(logger, name)))
+            setattr(logger, name, or_left_out()(getattr(logger, name)))
     threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)
-
-
-def _or_left_out(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    with or_left_out():
-        return method(*args, **kwargs)

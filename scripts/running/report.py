@@ -20,7 +20,7 @@ from callbacks.base import run_folder
 from callbacks.checkpoints.files import write_whole
 from callbacks.conv1_filters import filters_of
 from callbacks.pure.filter_structure import filter_structure
-from callbacks.run_history import METRICS, RunHistory
+from callbacks.run_history import RunHistory, metrics_of
 from datamodules import CIFAR10DataModule
 from running.errors import refuse
 from running.figures import duration, percent
@@ -68,9 +68,8 @@ def measured(trainer: Trainer, history: RunHistory, stage: str) -> dict[str, flo
     ``test_ece`` where Calibration looks. And ``structured_filters``: how many of conv1's filters have formed, see
     ``filter_structure``.
     """
-    found = {f"{stage}_{name}": trainer.callback_metrics.get(f"{stage}/{name}") for name in METRICS}
     images = {f"{stage}_images": history.images[stage]} if stage in history.images else {}
-    figures = {**images, **{name: float(value) for name, value in found.items() if value is not None}}
+    figures: dict[str, float] = {**images, **metrics_of(trainer, stage)}
     with suppress(TypeError, ValueError, IndexError):  # no conv1 of RGB filters, or not finite, or in shards
         figures["structured_filters"] = int(filter_structure(filters_of(trainer.lightning_module)[0]).structured.sum())
     return figures

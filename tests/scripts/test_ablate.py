@@ -315,7 +315,8 @@ def test_nothing_there_is_said(sweep: Sweep, capsys: pytest.CaptureFixture[str])
 def test_real_runs_stopped_and_gone_on_with(monkeypatch: pytest.MonkeyPatch, fit: Callable[..., int]) -> None:
     """fit.py in processes of its own, to the last digit what its command gives that nobody stops."""
     monkeypatch.setattr(plan, "FIT", SLOW_FIT)
-    Path("base.yaml").write_text((ABLATIONS / "baseline.yaml").read_text().split("\nmodel:")[0], encoding="utf-8")
+    trainer, *_ = (ABLATIONS / "baseline.yaml").read_text(encoding="utf-8").split("\nmodel:")
+    Path("base.yaml").write_text(f"{trainer}\nlooks: false\n", encoding="utf-8")
     words = ["--seeds", "1", "--only", "ten_crops", "-c", "base.yaml", "--out", "results/ablations", "--", *TINY]
     last = Path("logs/ablations/baseline/seed0-shapes10/version_0/checkpoints/last.ckpt")
     when(last.exists, lambda: (time.sleep(0.5), os.kill(os.getpid(), signal.SIGTERM)))  # within the second epoch

@@ -234,9 +234,15 @@ def test_retrieval_without_its_peers_is_said_and_ours_measured(
 
 @pytest.mark.parametrize(
     ("words", "wrong"),
-    [(["--only", "lnr"], "lnr"), (["--quik"], "--quik"), (["--json", "nowhere/out.json"], "nowhere")],
+    [
+        (["--only", "lnr"], "lnr"),
+        (["--quik"], "--quik"),
+        (["--json", "nowhere/out.json"], "--json: nowhere"),
+        (["--json", "half.json"], "half.json: has no machine"),
+    ],
 )
 def test_refusals_take_one_line(words: list[str], wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("half.json").write_text('{"quick": false}', encoding="utf-8")
     assert status(main, *words) == 2
     assert wrong in complaint(capsys)
 

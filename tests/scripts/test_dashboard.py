@@ -43,10 +43,11 @@ def test_every_tab_shows_the_run(fit: Callable[..., int]) -> None:
     shots = Path("screenshots")
     with tensorboard(Path("logs")) as address, browser() as driver:
         # Each picture arrives, whole: with the size of the file in the run's folder.
-        for tag, names in PICTURES.items():
-            open_tab(driver, address, f"images&tagFilter=^{tag}$")
-            size = Image.open(max(RUN.glob(names))).size
-            wait(driver, tag, lambda tag=tag, size=size: pictures_of(driver).get(tag) == size)  # type: ignore[misc]
+        sizes = {tag: Image.open(max(RUN.glob(names))).size for tag, names in PICTURES.items()}
+        for tags in ([*sizes][:8], [*sizes][8:]):  # a page has room for twelve
+            open_tab(driver, address, f"images&tagFilter=^({'|'.join(tags)})$")
+            for tag in tags:
+                wait(driver, tag, lambda tag=tag: pictures_of(driver).get(tag) == sizes[tag])  # type: ignore[misc]
         save(driver, shots / "images.png")
 
         open_tab(driver, address, "scalars&tagFilter=^(train/lr|health/gradient_norm|val/top1)$")

@@ -31,7 +31,7 @@ def scores(fit: Fit, checkpoint: str, *words: str) -> dict[str, float]:
     """What ``fit.py test`` and ``validate`` measure of a checkpoint of the first run."""
     found: dict[str, float] = {}
     for version, stage in enumerate(("test", "validate"), len(list(RUN.parent.iterdir()))):
-        assert fit(stage, "--ckpt_path", str(RUN / "checkpoints" / checkpoint), *words) == 0
+        assert fit(stage, *UNSEEN, "--ckpt_path", str(RUN / "checkpoints" / checkpoint), *words) == 0
         found |= {k: v for k, v in summary(version).items() if k.endswith(("_top1", "_top5", "_loss"))}
     return found
 
@@ -85,7 +85,7 @@ def test_a_best_that_is_gone_is_not_replaced_by_another(
     assert fit(*UNSEEN, *words, "--trainer.max_epochs=4") == 1
     line = error_line(capsys.readouterr().err)
     assert line.startswith(f"error: {best}: {'missing' if harm == 'deleted' else 'damaged, its SHA-256'}")
-    assert fit(*line.partition("fit.py ")[2].split()) == 0
+    assert fit(*line.partition("fit.py ")[2].split(), *UNSEEN) == 0
     assert not (RUN / "summary.json").exists()
 
 
@@ -176,9 +176,10 @@ def test_counted_by_the_other_subcommands_and_a_resumed_run(fit: Fit, capsys: py
     assert fit(*UNSEEN, "--trainer.limit_train_batches=2", "--ckpt_path", str(RUN / "checkpoints/last.ckpt")) == 0
     keys = ("images", "val_images", "test_images", "val_top1", "val_top5")
     assert {key: summary(1)[key] for key in keys} == {key: summary(0)[key] for key in keys}
-    assert fit("test", "--ckpt_path", str(RUN / "checkpoints/best.ckpt"), "--trainer.limit_test_batches=1") == 0
+    best = ("--ckpt_path", str(RUN / "checkpoints/best.ckpt"), *UNSEEN)
+    assert fit("test", *best, "--trainer.limit_test_batches=1") == 0
     assert summary(2)["test_images"] == 32
-    assert fit("validate", "--ckpt_path", str(RUN / "checkpoints/best.ckpt"), "--trainer.limit_val_batches=1") == 0
+    assert fit("validate", *best, "--trainer.limit_val_batches=1") == 0
     assert summary(3)["val_images"] == 32
     assert "test_images" not in summary(3)
 

@@ -34,7 +34,7 @@ def test_a_file_of_the_user_s_is_refused_before_work_begins(
     if theirs.suffix == ".png":
         Image.new("RGB", (9, 9)).save(theirs)
     else:
-        theirs.write_text('{"name": "mine"}\n', encoding="utf-8")
+        theirs.write_text('{"name": "mine", "machine": "EPYC", "settings": {}}\n', encoding="utf-8")  # as a run's
     before = theirs.read_bytes()
     main: Callable[..., object] = {"ablate": ablate, "benchmark": benchmark, "plateau": plateau}[script].main
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *options])
@@ -46,7 +46,7 @@ def test_a_file_of_the_user_s_is_refused_before_work_begins(
     assert f"{name} is there and not this script's own" in capsys.readouterr().err
     assert theirs.read_bytes() == before
     if own:  # what is kept here can be written anew
-        mark = {"benchmark": '"machine"', "plateau": '"settings"' if "json" in own else "Matplotlib"}
+        mark = {"benchmark": '"quick"', "plateau": '"trial"' if "json" in own else "Matplotlib"}
         check_output("--out", ROOT / own, mark.get(script, ablate.WRITTEN.get(name, "")))
     theirs.write_bytes(b"")  # as mktemp makes it
     check_output("--out", theirs, "a mark")

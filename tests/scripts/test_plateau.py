@@ -52,6 +52,7 @@ def test_figures_are_kept_and_taken_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(plateau, "keep_memory", lambda: False)
+    monkeypatch.setattr(plateau, "SIZE", 24)
     where = [word for kind in ("json", "png", "md") for word in (f"--{kind}", str(tmp_path / f"p.{kind}"))]
     (tmp_path / "p.md").write_text("before\n<!-- plateau -->\n<!-- /plateau -->\nafter\n")
 
@@ -60,6 +61,10 @@ def test_figures_are_kept_and_taken_up(
         plateau.main()
         return capsys.readouterr().out
 
+    with pytest.raises(SystemExit):
+        call("--only", "he", "--steps", "0")
+    assert "--steps: 0, expected 1 or more" in capsys.readouterr().err
+    assert not (tmp_path / "p.json").exists()
     out = call("--only", "he")
     kept = json.loads((tmp_path / "p.json").read_text())
     losses = kept["he"]["losses"]

@@ -91,6 +91,20 @@ def test_the_nearest_are_those_of_the_data_module_s_own_path(
     assert "100 training images (now embedded)" in shown
 
 
+def test_pictures_whose_names_look_alike_both_have_their_neighbours(trained: CIFAR10DataModule) -> None:
+    for letter in "\a\b":
+        save(trained.images_in("test")[0][3], f"{letter}.png")
+    predict.main(["--ckpt_path", str(CKPT), "\a.png", "\b.png", "--k", "2", "--out", "a.png"])
+    found = json.loads(Path("a.json").read_text(encoding="utf-8"))["pictures"]
+    assert [picture["picture"] for picture in found] == ["?.png", "?.png"]
+    assert found[0] == found[1]
+    table = csv.DictReader(Path("a.csv").read_text(encoding="utf-8").splitlines())
+    rows = [row for row in table if row["what"] == "neighbour"]
+    said = [(near["class"], near["index"]) for picture in found for near in picture["neighbours"]]
+    assert said == [(row["class"], int(row["index"])) for row in rows]
+    assert len(said) == 4
+
+
 @pytest.mark.parametrize("crops", ["1", "10"])
 def test_labels_are_those_of_lightning_s_own_prediction(trained: CIFAR10DataModule, crops: str) -> None:
     for place in (3, 17):
@@ -169,7 +183,7 @@ def test_without_the_data_all_but_the_neighbours(
     torch.save(checkpoint, "cifar10.ckpt")
     Path("empty").mkdir()
     predict.main(["--ckpt_path", "cifar10.ckpt", "a.png", "--root", "empty"])
-    assert "no neighbours: root: no CIFAR-10 in " in capsys.readouterr().err
+    assert "no neighbours: --root: no CIFAR-10 in " in capsys.readouterr().err
     (found,) = json.loads(Path("predictions.json").read_text(encoding="utf-8"))["pictures"]
     assert "frog" in found["probabilities"]
     assert found["neighbours"] == []

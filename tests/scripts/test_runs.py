@@ -19,11 +19,11 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
-def write(folder: str, val_top1: float, settings: dict[str, Any] | None, **more: Any) -> None:
-    history = [{"epoch": 1, "val_top1": val_top1 / 2}, {"epoch": 2, "val_top1": val_top1}]
+def write(folder: str, top1: float, settings: dict[str, Any] | None, **more: Any) -> None:
+    history = [{"epoch": 1, "val_top1": top1 / 2}, {"epoch": 2, "val_top1": top1}]
     figures = {"data": "CIFAR-10", "images": 5000, "epochs": 2, "seed": 0, "seconds": 61, "history": history}
     Path(folder).mkdir(parents=True)
-    Path(folder, "summary.json").write_text(json.dumps(figures | {"val_top1": val_top1} | more), encoding="utf-8")
+    Path(folder, "summary.json").write_text(json.dumps(figures | {"val_top1": top1} | more), encoding="utf-8")
     if settings is not None:
         Path(folder, "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
 
@@ -34,17 +34,19 @@ def three_runs() -> None:
     write("logs/a", 0.5, settings, test_top1=0.49)
     write("logs/deep/[red]", 0.75, settings | {"model": {"lr": 0.02, "lrn": True}, "data": {"root": "/b"}}, seed=3)
     write("logs/z", 0.25, None)
+    write("logs/zz", 0, None, val_top1=None)  # a run that validated on nothing
 
 
 def test_the_best_comes_first_with_what_differs_alone(capsys: pytest.CaptureFixture[str]) -> None:
     three_runs()
     assert status(runs.main, "--csv", "runs.csv") == 0
     rows = list(csv.DictReader(Path("runs.csv").read_text(encoding="utf-8").splitlines()))
-    assert [row["run"] for row in rows] == ["logs/deep/[red]", "logs/a", "logs/z"]
+    assert [row["run"] for row in rows] == ["logs/deep/[red]", "logs/a", "logs/z", "logs/zz"]
     assert list(rows[0])[:3] == ["run", "model.lr", "seed_everything"]  # not lrn, which is the same, nor a place
-    assert [row["model.lr"] for row in rows] == ["0.02", "0.01", ""]
-    assert [row["seed_everything"] for row in rows] == ["3", "0", "0"]
-    assert [(row["val_top1"], row["test_top1"]) for row in rows] == [("0.75", ""), ("0.5", "0.49"), ("0.25", "")]
+    assert [row["model.lr"] for row in rows] == ["0.02", "0.01", "", ""]
+    assert [row["seed_everything"] for row in rows] == ["3", "0", "0", "0"]
+    assert [row["val_top1"] for row in rows] == ["0.75", "0.5", "0.25", ""]
+    assert [row["test_top1"] for row in rows] == ["", "0.49", "", ""]
     lines = [line for line in capsys.readouterr().out.splitlines() if "logs/" in line]
     assert [cell.strip() for cell in lines[0].strip("│").split("│")] == [
         "logs/deep/[red]", "lr=0.02 seed_everything=3", "5,000", "2", "1 min 01 s", "75.00 %", "-",
@@ -58,7 +60,7 @@ def test_a_line_for_each_run_that_kept_its_epochs() -> None:
     (axes,) = runs.curves_figure(runs.read_runs([Path("logs")])).axes
     found = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert found["logs/a"] == [[1, 0.25], [2, 0.5]]
-    assert list(found) == ["logs/deep/[red]", "logs/a", "logs/z"]
+    assert list(found) == ["logs/deep/[red]", "logs/a", "logs/z", "logs/zz"]
     assert status(runs.main, "--curves", "curves.png") == 0
     assert Image.open("curves.png").info["Software"].startswith("Matplotlib")
     assert status(runs.main, "--curves", "curves.png") == 0  # its own is written anew
@@ -82,8 +84,9 @@ def test_what_can_not_be_read_is_told_of_and_left_out(name: str, text: str, caps
         (["nowhere"], "nowhere: no such folder"),
         (["empty"], "empty: no summary.json below"),
         (["logs", "--csv", "mine.csv"], "--csv: mine.csv is there and not this script's own"),
-        (["logs", "--curves", "mine.csv"], "--curves: mine.csv is there and not this script's own"),
-        (["logs", "--csv", "empty"], "empty: Is a directory. Name another file"),
+        (["logs", "--curves", "mine.csv"], "--curves: mine.csv, expected a file that ends in .png"),
+        (["logs", "--csv", "empty"], "--csv: empty, expected a file that ends in .csv"),
+        (["logs", "--csv", "nowhere/a.csv"], "--csv: nowhere/a.csv, expected a file in a folder that is there"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from callbacks.pure.canvas import FRAME, RIGHT, THUMB, UNKNOWN, WRONG
+from callbacks.pure.canvas import FRAME, RIGHT, THUMB, WRONG
 from callbacks.pure.retrieval_panel import CELL_HEIGHT, CELL_WIDTH, PANEL_GAP, PANEL_LEFT, PANEL_TOP, retrieval_panel
 
 NAMES = ("airplane", "automobile", "bird", "cat")
@@ -64,20 +64,6 @@ def test_a_photo_is_neither_turned_nor_mirrored_and_is_cut_to_its_range():
         assert thumb[:, 20, 88].tolist() == thumb[:, 88, 20].tolist() == [0, 0, 0]
 
 
-def test_neighbours_of_an_unknown_class_have_grey_frames():
-    queries, neighbours = torch.rand(2, 3, 32, 32), torch.rand(2, 2, 3, 32, 32)
-    arguments = ([[0, 1], [1, 0]], [[1.0, 2.0], [3.0, 4.0]], ("cat", "dog"), "title")
-    panel = retrieval_panel(queries, neighbours, [None, 1], *arguments, query_names=["a.png", "b.png"])
-    left = PANEL_LEFT + CELL_WIDTH + PANEL_GAP
-    grey = torch.tensor(UNKNOWN, dtype=torch.uint8)
-    for column in range(2):
-        corner = panel[:, PANEL_TOP + FRAME // 2, left + column * CELL_WIDTH + FRAME // 2]
-        assert (corner == grey).all()
-    known = retrieval_panel(queries, neighbours, [0, 1], *arguments)
-    below = PANEL_TOP + CELL_HEIGHT
-    assert (panel[:, below:, left:] == known[:, below:, left:]).all()  # the second query's are as ever
-
-
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -85,8 +71,6 @@ def test_neighbours_of_an_unknown_class_have_grey_frames():
         ("neighbour_targets", [[0]], "neighbour_targets: .* expected 1 rows of 2"),
         ("distances", [], "distances: .* expected 1 rows of 2"),
         ("query_targets", [0, 1], "query_targets: 2 classes, expected 1"),
-        ("query_targets", [None], "query_names"),
-        ("query_names", ["a.png", "b.png"], "query_names"),
         *(
             ("neighbours", torch.zeros(n), "neighbours: ")
             for n in ((1, 2, 1, 8, 8), (2, 3, 8, 8), (1, 0, 3, 8, 8), (3,))

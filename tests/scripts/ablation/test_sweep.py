@@ -186,8 +186,12 @@ def test_ctrl_c_has_a_cluster_s_runs_save_and_stop(
 
 
 @pytest.mark.slow
-def test_a_cluster_that_does_not_answer_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("distributed")
+def test_a_cluster_that_does_not_answer_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    patient = distributed.Client
+    monkeypatch.setattr(distributed, "Client", lambda address, timeout: patient(address, timeout=timeout / 10))
     assert status(ablate.main, "--scheduler", "tcp://127.0.0.1:1") == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: --scheduler: tcp://127.0.0.1:1 (")
