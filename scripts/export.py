@@ -38,7 +38,6 @@ from datamodules.preprocessing import SIZE, Preprocessing
 from lightning_modules import AlexNetClassifier
 
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": (), "safetensors": ("safetensors",)}
-DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 SOFTWARE = "software", "alexnet-cifar10/scripts/export.py"  # in the metadata, by which a file is known
 INPUT, OUTPUT = "images", "probabilities"
 ROUNDING = 1e-4  # of probabilities; float32 sums in another order differ by a hundredth of it
@@ -133,11 +132,10 @@ def images_to_try(checkpoint: Checkpoint, root: str) -> tuple[list[Tensor], str]
 
 
 @torch.no_grad()
-def difference(model: Run, run: Run, batches: Sequence[Tensor], dtype: torch.dtype) -> float:
+def difference(model: Run, run: Run, batches: Sequence[Tensor]) -> float:
     """The largest between the probabilities of the two; infinite where one is NaN."""
     worst = 0.0
-    for batch in batches:
-        images = batch if dtype == torch.uint8 else batch.float() / 255
+    for images in batches:
         apart = (model(images) - run(images)).abs().max()
         worst = max(worst, float(apart.nan_to_num(nan=torch.inf)))
     return worst
@@ -152,7 +150,9 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint that fit.py wrote")
     parser.add_argument("--format", choices=FORMATS, required=True, help="of the file")
     parser.add_argument("--output", type=Path, help="the file; left out, alexnet.onnx or the like")
-    parser.add_argument("--dtype", choices=DTYPES, default="uint8", help="what onnx and pt2 take; float32 in [0, 1]")
+    parser.add_argument(
+        "--dtype", choices=("uint8", "float32"), default="uint8", help="what onnx and pt2 take; float32 in [0, 1]"
+    )
     parser.add_argument("--root", default="data", help="folder with CIFAR-10, to try the file on its test images")
     options = parser.parse_args(words)
     options.output = options.output or Path(f"alexnet.{options.format}")
@@ -174,13 +174,14 @@ def main(words: Sequence[str] | None = None) -> None:
         checkpoint = Checkpoint.read(options.ckpt_path)
         model = ImageClassifier.of(checkpoint)
     batches, tried = images_to_try(checkpoint, options.root)
-    example, dtype = batches[0], DTYPES[options.dtype]  # of sides unlike each other and 32, which thus stay open
+    if options.dtype == "float32":
+        batches = [images.float() / 255 for images in batches]
+    example = batches[0]  # of sides unlike each other and 32, which thus stay open
     logging.disable(logging.WARNING)  # the exporters talk of their own insides
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        images = example if dtype == torch.uint8 else example.float() / 255
-        contents, run = FORMATS[options.format](model, metadata(model, checkpoint), images)
-        apart = difference(model, run, batches, dtype)
+        contents, run = FORMATS[options.format](model, metadata(model, checkpoint), example)
+        apart = difference(model, run, batches)
     logging.disable(logging.NOTSET)
     if not apart <= ROUNDING:
         wrong = f"its probabilities differ from the network's by {apart:.2g}, expected at most {ROUNDING:g}"

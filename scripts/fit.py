@@ -78,7 +78,7 @@ class FitCLI(ExperimentCLI):
         with one_line_errors():  # whatever is wrong shows before the first step
             datamodule.setup("fit")
             datamodule.setup("test")
-            check_run(trainer, datamodule, model)
+            check_run(trainer, datamodule, model, self.best)
             if self.checkpoint is not None:
                 self.checkpoint.check_fits(model, trainer)
                 check_resume(self.checkpoint, trainer, datamodule, model)

@@ -33,14 +33,16 @@ Pass = Literal[Stage, "predict"]
 METRICS = [f"{stage}/{metric}" for stage in ("train", "val") for metric in ("loss", "top1", "top5")]
 
 
-def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifier) -> None:
+def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifier, best: ModelCheckpoint) -> None:
     """Refuse settings that leave nothing to train or nothing to choose by, or that Lightning would stumble over later.
+
+    ``best`` is what ``--best_checkpoint`` made.
 
     Raises:
         ValueError: With a line that names the flag.
     """
     epochs, every, interval = trainer.max_epochs, trainer.check_val_every_n_epoch, trainer.val_check_interval
-    plateau, monitors = model.schedule == "plateau", _monitors(trainer)
+    plateau, monitors = model.schedule == "plateau", _monitors(trainer, best)
     endless = (epochs or -1) < 0 and trainer.max_steps < 0
     timed = callbacks_of(trainer, Timer)  # --trainer.max_time
     batches = batches_an_epoch(trainer, datamodule)
@@ -107,12 +109,12 @@ def check_pass(trainer: Any, datamodule: CIFAR10DataModule, stage: Pass) -> None
         raise ValueError(f"--trainer.limit_{stage}_batches: {share} of them is not one batch. Choose more.")
 
 
-def _monitors(trainer: Any) -> list[tuple[str, str, Any]]:
+def _monitors(trainer: Any, best: ModelCheckpoint) -> list[tuple[str, str, Any]]:
     """What callbacks watch, each after what says so and before the callback."""
     found = []
     for callback in trainer.callbacks:
-        ours = isinstance(callback, ModelCheckpoint) and callback.filename == "best"
-        flag = "--best_checkpoint.monitor" if ours else f"--trainer.callbacks: {type(callback).__name__}.monitor"
+        named = f"--trainer.callbacks: {type(callback).__name__}.monitor"
+        flag = "--best_checkpoint.monitor" if callback is best else named
         if isinstance(monitor := getattr(callback, "monitor", None), str) and getattr(callback, "strict", True):
             found.append((flag, monitor, callback))
     return found

@@ -232,7 +232,10 @@ REFUSED = {
     "less than a batch": ("--trainer.limit_train_batches 0.1", "--trainer.limit_train_batches: 0.1"),
     "less than a batch to validate": ("--trainer.limit_val_batches 0.4", "--trainer.limit_val_batches: 0.4"),
     "less than a batch to test": ("--trainer.limit_test_batches 0.4", "--trainer.limit_test_batches: 0.4"),
-    "nobody logs it": ("--best_checkpoint.monitor val/acc", "--best_checkpoint.monitor: 'val/acc' is not logged"),
+    "nobody logs it": (
+        "--best_checkpoint.filename other --best_checkpoint.monitor val/acc",
+        "--best_checkpoint.monitor: 'val/acc' is not logged",
+    ),
     "calibration is switched off": (
         "--calibration.enabled false --best_checkpoint.monitor val/ece --best_checkpoint.mode min",
         "--best_checkpoint.monitor: 'val/ece' is not logged",
