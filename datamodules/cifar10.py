@@ -238,7 +238,8 @@ class CIFAR10DataModule(LightningDataModule):
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("class_names: no names, expected a list of them. Use another checkpoint.")
         if missing := {*RGBStatistics._fields} ^ (state_dict.keys() - {"class_names"}):
-            raise ValueError(f"{min(missing)}: expected {', '.join(RGBStatistics._fields)}. Use another checkpoint.")
+            wanted = ", ".join(RGBStatistics._fields)
+            raise ValueError(f"{min(missing)}: missing or unknown, expected {wanted}. Use another checkpoint.")
         found = RGBStatistics(**{key: value for key, value in state_dict.items() if key != "class_names"})
         for name, value in found._asdict().items():
             shape = (3, 3) if name == "eigvecs" else (3,)

@@ -89,7 +89,8 @@ def main(words: Sequence[str] | None = None) -> None:
             plan(choose(only, options.baseline), options.seeds, flags, options.out, options.logs)
             for only in (None, options.only)
         )
-        everything += [job for job in wanted if job not in everything]  # variants by path, which tell what a run costs
+        # Those by path too tell what a run costs, or need the baseline's weights.
+        everything += [job for job in wanted if job not in everything]
         states = {str(job): state_of(job) for job in wanted}
         todo = [job for job in wanted if states[str(job)] != "done"]
         other = [job for job in todo if states[str(job)] != "new"]

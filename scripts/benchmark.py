@@ -748,7 +748,8 @@ def measured_before(path: Path, about: dict[str, Any], quick: bool) -> list[Row]
     found = read_figures(path, remedy)
     check_figures(found, BENCHMARK, str(path), remedy)
     same = all(found["machine"].get(key) == about[key] for key in ("processor", "cores", "threads", "versions"))
-    return list(found["rows"]) if same and found.get("quick") == quick else []
+    ours = same and found.get("quick") == quick
+    return [row for row in found["rows"] if ours and row.get("section") in SECTIONS]
 
 
 def main(words: list[str] | None = None) -> None:

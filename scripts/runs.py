@@ -134,9 +134,12 @@ def main(words: Sequence[str] | None = None) -> None:
     for place in options.places:
         if not place.is_dir():
             refuse(f"{place}: no such folder. Name one that fit.py wrote runs to.")
-    for flag, path, mark in (("--csv", options.csv, CSV_MARK), ("--curves", options.curves, "Matplotlib")):
+    for flag, path, ending, mark in (
+        ("--csv", options.csv, ".csv", CSV_MARK),
+        ("--curves", options.curves, ".png", "Matplotlib"),
+    ):
         if path:
-            check_place(parser, flag, path, ".csv" if path == options.csv else ".png")
+            check_place(parser, flag, path, ending)
             check_output(flag, path, mark)
     runs = read_runs(options.places)
     if not runs:

@@ -27,13 +27,22 @@ from typing import Any, NamedTuple
 
 from ablation.claims import BASELINE
 from ablation.plan import CONFIGS, choose
-from ablation.table import Run, comparable, markdown, read_runs, seeds_for, shown, values_of
+from ablation.table import (
+    Run,
+    by_variant,
+    comparable,
+    detectable,
+    markdown,
+    pooled_spread,
+    read_runs,
+    seeds_for,
+    values_of,
+)
 from running.errors import ScriptParser, refuse
 from running.figures import (
     BENCHMARK,
     check_figures,
     duration,
-    mean_and_std,
     percent,
     read_figures,
     read_summary,
@@ -46,7 +55,17 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("data", "images", "epochs", "seed", "command", "machine", "seconds", "test_top1", "test_top5")
 # The experiment this project started from: its figures as they were reported, see configs/origin.yaml. There is no log.
 ORIGIN = ("the experiment this project started from", "CIFAR-10", "5,000", "10", "", "26.70 %", "81.30 %", "", "", "")
-SIZES = ("size", "seeds", "train top-1", "test top-1", "machine's time a run", "seeds needed", "shows", "hours")
+SIZES = (
+    "size",
+    "seeds",
+    "train top-1",
+    "test top-1",
+    "spread",
+    "machine's time a run",
+    "seeds needed",
+    "shows",
+    "hours",
+)
 POWER = ("quick_ablations", "ablations")  # sweeps whose sizes are weighed
 HEADINGS = ("recipe", "data", "images", "epochs", "seeds", "test top-1", "test top-5", "time", "on", "command")
 
@@ -134,7 +153,7 @@ def sweep_runs(folder: Path) -> list[Run]:
     """The runs of a sweep; one that can't be compared with the others is a ValueError."""
     runs, left_out = comparable(read_runs(folder))
     if left_out:
-        raise ValueError(f"{folder}: {left_out[0]}. Delete that run, or run it again with ablate.py")
+        raise ValueError(f"{folder}: {left_out[0]}. Delete that run, or keep it in another folder, by --out")
     return runs
 
 
@@ -168,19 +187,18 @@ def power_table(results: Path) -> str:
     for folder in (results / name for name in POWER):
         everything = sweep_runs(folder)
         trained = [run for run in everything if run["history"] and not run["resumed"]]
-        runs = [run for run in everything if run["variant"] == BASELINE]
+        groups = by_variant(everything)
+        runs = groups.get(BASELINE, {})
         if len(runs) < 2 or not trained:
             continue
-        spread = mean_and_std([run["test_top1"] for run in runs])[1]
+        one, spread = next(iter(runs.values())), pooled_spread(groups.values())
         seconds = statistics.median(run["seconds"] / run["jobs"] for run in trained)  # some ran beside other work
         wanted = seeds_for(spread)
-        hours = variants * wanted * seconds / 3600
-        size = f"{runs[0]['images']:,} images, {runs[0]['epochs']} epochs, {runs[0]['test_images']:,} to test"
-        shares = (percent([*values_of(dict(enumerate(runs)), key).values()]) for key in ("train_top1", "test_top1"))
-        seen = 100 * shown(spread, wanted)
-        rows.append(
-            (size, str(len(runs)), *shares, duration([seconds]), str(wanted), f"{seen:.2f} points", f"{hours:.0f}")
-        )
+        cells = [f"{one['images']:,} images, {one['epochs']} epochs, {one['test_images']:,} to test", str(len(runs))]
+        cells += [percent([*values_of(runs, key).values()]) for key in ("train_top1", "test_top1")]
+        cells += [f"{100 * spread:.2f} points", duration([seconds]), str(wanted)]
+        cells += [f"{100 * detectable(spread, wanted):.2f} points", f"{variants * wanted * seconds / 3600:.0f}"]
+        rows.append(cells)
     if not rows:
         raise ValueError(f"{results / POWER[-1]}: no runs. Take the markers out, or run scripts/ablate.py")
     return table(SIZES, rows)

@@ -32,7 +32,7 @@ from running.start import take_signals
 
 from ablation.claims import BASELINE
 from ablation.plan import Job, cost, seconds_of, state_of
-from ablation.table import read_run
+from ablation.table import comparable, read_run
 from callbacks.checkpoints.files import sidecar, write_whole
 
 Slots = SimpleQueue[dict[str, str]]  # an environment for each run that may be at work on a machine
@@ -375,6 +375,10 @@ class Sweep:
         scores = [f"{part} top-1 {percent([run[f'{part}_top1']])}, " for part in parts]
         print(f"[{len(self.kept)}/{len(self.todo)}] {job}: {''.join(scores)}{duration([run['seconds']])}", flush=True)
         self.ended[str(job)] = percent([run["test_top1"]])
+        if job.baseline.summary.exists():  # kept from a sweep on other data, say
+            for line in comparable([read_run(job.baseline.summary), run])[1]:
+                self.failures.append(printable(line))
+                print(self.failures[-1], file=sys.stderr, flush=True)
         if not (job.variant.test_only or run["resumed"]):
             self.seconds.append(run["seconds"])
         if said := cost(self._left(), self.seconds, room):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from running.markdown import table
 from ablation.claims import BASELINE, CLAIMS, NO_CLAIM, PAIR, SPEEDS, TARGET, Claim
 
 Run = Mapping[str, Any]
+OFFICIAL = "CIFAR-10 (official "  # files, archive or binary version: the same images
 DECISIVE = ("model.", "data.", "trainer.", "best_checkpoint.")  # settings that a result depends on; not what looks
 
 # ---- runs --------------------------------------------------------------------------------------------------
@@ -46,31 +47,34 @@ def first_difference(ours: Run, theirs: Run, but: Sequence[str] = ()) -> str | N
     A recipe of a run that is only planned has no data yet.
     """
     if ours["flags"] != theirs["flags"]:
-        return f"flags {' '.join(theirs['flags']) or 'none'}, now {' '.join(ours['flags']) or 'none'}"
-    for key in ("data", "test_images"):
-        if key in ours and ours[key] != theirs[key]:
-            return f"{key} {theirs[key]}, now {ours[key]}"
+        return f"flags {' '.join(theirs['flags']) or 'none'}, not {' '.join(ours['flags']) or 'none'}"
+    for key in ("data", "test_images") if "data" in ours else ():
+        official = key == "data" and all(run["data"].startswith(OFFICIAL) for run in (ours, theirs))
+        if ours[key] != theirs[key] and not official:
+            return f"{key} {theirs[key]}, not {ours[key]}"
     for key in sorted(key for key in ours["settings"].keys() | theirs["settings"].keys() if key.startswith(DECISIVE)):
         now, then = (settings.get(key, "not set") for settings in (ours["settings"], theirs["settings"]))
         if key not in but and now != then:
-            return f"{key} {then}, now {now}"
+            return f"{key} {then}, not {now}"
     return None
 
 
 def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Leave out runs whose recipe is not the first baseline's but for their own changes, or not their variant's first
-    one's; say so in a line each."""
-    first = {run["variant"]: run for run in sorted(runs, key=lambda run: run["seed"], reverse=True)}
-    kept, lines = [], []
-    for run in runs:
-        held_to = [(first.get(BASELINE), run["changes"]), (first[run["variant"]], ())]
-        for other, but in held_to:
-            if other and (difference := first_difference(other, run, but)):
+    """Leave out runs that can't be compared, and say so in a line each.
+
+    The first baseline's recipe must be theirs but for their own changes, and so must that of their variant's first.
+    """
+    kept, lines = list(runs), []
+    for of_variant in (False, True):
+        first = {run["variant"]: run for run in sorted(kept, key=lambda run: run["seed"], reverse=True)}
+        candidates, kept = kept, []
+        for run in candidates:
+            other = first.get(run["variant"] if of_variant else BASELINE)
+            if other and (difference := first_difference(other, run, () if of_variant else run["changes"])):
                 name, than = (f"{one['variant']} seed {one['seed']}" for one in (run, other))
                 lines.append(f"left out: {name} has another recipe than {than}: {difference}")
-                break
-        else:
-            kept.append(run)
+            else:
+                kept.append(run)
     return kept, lines
 
 
@@ -153,14 +157,22 @@ def pair_error(spread: float, seeds: int) -> float:
     return spread * math.sqrt(2 / seeds)
 
 
-def shown(spread: float, seeds: int) -> float:
+def pooled_spread(groups: Iterable[Mapping[int, Run]]) -> float:
+    """The standard deviation of test top-1 over seeds, pooled over variants with two seeds or more; nan without."""
+    tops = [values for group in groups if len(values := [*values_of(group, "test_top1").values()]) > 1]
+    degrees = sum(len(values) - 1 for values in tops)
+    squares = sum((len(values) - 1) * statistics.variance(values) for values in tops)
+    return math.sqrt(squares / degrees) if degrees else math.nan
+
+
+def detectable(spread: float, seeds: int) -> float:
     """The smallest difference whose 95 % interval over so many seeds leaves out 0: see :func:`pair_error`."""
     return critical(seeds) * pair_error(spread, seeds)
 
 
 def seeds_for(spread: float) -> int:
     """How many seeds, 2 or more, show a difference of half a point."""
-    return next(seeds for seeds in itertools.count(2) if shown(spread, seeds) <= 0.005)
+    return next(seeds for seeds in itertools.count(2) if detectable(spread, seeds) <= 0.005)
 
 
 def verdict(difference: Paired | None, sign: int) -> str:

@@ -120,7 +120,7 @@ def test_a_changed_recipe_is_noticed(sweep: Sweep, capsys: pytest.CaptureFixture
     assert sweep(*words) == 2
     found = complaint(capsys)
     assert found.startswith("error: results/mine/baseline-seed0/summary.json: another recipe (")
-    said = "model.momentum 0.8, now 0.7" if change == "config" else "flags none, now --model.momentum=0.7"
+    said = "model.momentum 0.8, not 0.7" if change == "config" else "flags none, not --model.momentum=0.7"
     assert said in found
     assert calls() == []
     cut = words.index("--") if "--" in words else len(words)
@@ -221,6 +221,25 @@ def test_a_dry_run_lists_commands_and_starts_nothing(sweep: Sweep, capsys: pytes
     ]
     assert all(words.startswith("python scripts/fit.py fit -c configs/ablations/baseline.yaml") for words in listed)
     assert not list(Path().iterdir())
+
+
+def test_a_run_on_other_data_than_what_is_kept_is_said_as_it_ends(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep("--seeds", "1", "--only", "baseline") == 0
+    kept = summary("baseline-seed0")
+    path = Path("results/ablations/baseline-seed0/summary.json")
+    path.write_text(json.dumps(kept | {"data": "CIFAR-10 (JPEG copy in class folders)"}), encoding="utf-8")
+    assert sweep("--seeds", "1", "--only", "tanh") == 1
+    said = capsys.readouterr().err
+    assert "tanh seed 0 has another recipe than baseline seed 0: data CIFAR-10, not CIFAR-10 (JPEG copy" in said
+    assert summary("tanh-seed0")["data"] == "CIFAR-10"  # nothing is lost
+
+
+def test_a_variant_by_path_has_the_baseline_s_weights(sweep: Sweep) -> None:
+    Path("mine.yaml").write_text("data:\n  test_crops: 10\n", encoding="utf-8")
+    assert sweep("--seeds", "1", "--only", "mine.yaml") == 0
+    assert summary("mine-seed0")["test_top1"] == pytest.approx(0.5 + 0.02)
 
 
 def test_what_the_rest_will_cost_is_said(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,6 +118,10 @@ def test_a_checkpoint_that_can_t_be_used_is_a_value_error(checkpoint: Path) -> N
     torch.save(contents, "odd.ckpt")
     with pytest.raises(ValueError, match="class_names: no names, expected a list of them"):
         hub(Path("odd.ckpt"))
+    contents["CIFAR10DataModule"] = {"mean": torch.zeros(3)}
+    torch.save(contents, "odd.ckpt")
+    with pytest.raises(ValueError, match="eigvals: missing or unknown, expected mean, std, eigvecs, eigvals"):
+        hub(Path("odd.ckpt"))
     with pytest.raises(ValueError, match=r"checkpoint: none.ckpt is no file"):
         hub(Path("none.ckpt"))
 

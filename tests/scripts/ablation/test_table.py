@@ -144,12 +144,26 @@ def test_runs_of_another_recipe_are_left_out() -> None:
     assert kept == good
     than = "has another recipe than baseline seed 0:"
     assert lines == [
-        f"left out: no_lrn seed 1 {than} model.lr 0.03, now 0.02",
-        f"left out: baseline seed 1 {than} flags --data.subset_size 10, now none",
-        "left out: faster seed 1 has another recipe than faster seed 0: model.lr 0.2, now 0.1",
-        f"left out: no_lrn seed 2 {than} data CIFAR-10 (JPEG copy in class folders), now CIFAR-10",
-        f"left out: no_lrn seed 3 {than} test_images 5000, now 10000",
+        f"left out: no_lrn seed 1 {than} model.lr 0.03, not 0.02",
+        f"left out: baseline seed 1 {than} flags --data.subset_size 10, not none",
+        f"left out: no_lrn seed 2 {than} data CIFAR-10 (JPEG copy in class folders), not CIFAR-10",
+        f"left out: no_lrn seed 3 {than} test_images 5000, not 10000",
+        "left out: faster seed 1 has another recipe than faster seed 0: model.lr 0.2, not 0.1",
     ]
+
+
+def test_a_variant_s_first_run_may_be_the_one_that_is_left_out() -> None:
+    runs = [a_run(BASELINE, 0), *(a_run("no_lrn", seed) for seed in range(3))]
+    runs[1]["settings"]["model.lr"] = 0.03
+    kept, lines = comparable(runs)
+    assert kept == [runs[0], *runs[2:]]
+    assert len(lines) == 1
+
+
+def test_the_official_images_are_the_same_in_every_form() -> None:
+    forms = ("files", "archive", "binary version")
+    runs = [a_run(BASELINE, seed, data=f"CIFAR-10 (official {form})") for seed, form in enumerate(forms)]
+    assert comparable(runs) == (runs, [])
 
 
 def test_a_target_that_is_reached_is_said_and_one_that_is_not() -> None:
