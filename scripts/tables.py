@@ -55,17 +55,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("data", "images", "epochs", "seed", "command", "machine", "seconds", "test_top1", "test_top5")
 # The experiment this project started from: its figures as they were reported, see configs/origin.yaml. There is no log.
 ORIGIN = ("the experiment this project started from", "CIFAR-10", "5,000", "10", "", "26.70 %", "81.30 %", "", "", "")
-SIZES = (
-    "size",
-    "seeds",
-    "train top-1",
-    "test top-1",
-    "spread",
-    "machine's time a run",
-    "seeds needed",
-    "shows",
-    "hours",
-)
+SIZES = ("size", "seeds", "train top-1", "test top-1", "spread", "time a run", "seeds needed", "shows", "hours")
 POWER = ("quick_ablations", "ablations")  # sweeps whose sizes are weighed
 HEADINGS = ("recipe", "data", "images", "epochs", "seeds", "test top-1", "test top-5", "time", "on", "command")
 

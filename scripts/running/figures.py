@@ -33,10 +33,7 @@ SECONDS = Kind("a number from 0 up", lambda value: _number(value) and 0 <= value
 MAPPING = Kind("values by name", lambda value: isinstance(value, dict))
 LIST = Kind("a list", lambda value: isinstance(value, list))
 # Of `benchmark.json`, what is read again.
-ROW = {
-    **dict.fromkeys(("what", "unit", "against"), TEXT),
-    **dict.fromkeys(("ours", "peer", "ratio"), ANY_NUMBER),
-}
+ROW = {**dict.fromkeys(("what", "unit", "against"), TEXT), **dict.fromkeys(("ours", "peer", "ratio"), ANY_NUMBER)}
 BENCHMARK = {"machine": {"processor": TEXT, "cores": COUNT, "versions": {"torch": TEXT}}, "rows": [ROW]}
 LARGEST = 2**26  # bytes of a file of figures
 # A figure's kind by its name, in a run's summary and in its history's entries.
