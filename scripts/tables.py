@@ -5,7 +5,7 @@ python scripts/tables.py --check    # change nothing; exit status 1 if the READM
 
 A run's figures are ``results/<name>/summary.json``, as ``fit.py`` writes them; runs that differ in their seed alone
 make one row. A sweep's are ``results/<sweep>/<variant>-seed<n>/summary.json``, as ``ablate.py`` writes them (ablations,
-quick_ablations, figure1, lrn_13_to_11; power weighs the baselines of the first two), the speed's
+quick_ablations, figure1, lrn_13_to_11; power weighs the first two by how far seeds spread), the speed's
 ``results/benchmark.json``, as ``benchmark.py`` does; their tables go where there are markers, in the README or in the
 ``docs`` beside it.
 """
@@ -171,7 +171,7 @@ def benchmark_table(results: Path) -> str:
 
 
 def power_table(results: Path) -> str:
-    """How far seeds of a sweep's baseline spread, so how many show how small a difference, at what cost."""
+    """How far seeds of a sweep's variants spread, so how many show how small a difference, at what cost."""
     rows = []
     variants = sum(not variant.test_only for variant in choose(None, CONFIGS / "ablations" / "baseline.yaml"))
     for folder in (results / name for name in POWER):

@@ -84,6 +84,7 @@ def test_what_can_not_be_read_is_told_of_and_left_out(name: str, text: str, caps
         (["nowhere"], "nowhere: no such folder"),
         (["empty"], "empty: no summary.json below"),
         (["logs", "--csv", "mine.csv"], "--csv: mine.csv is there and not this script's own"),
+        (["logs", "--curves", "mine.png"], "--curves: mine.png is there and not this script's own"),
         (["logs", "--curves", "mine.csv"], "--curves: mine.csv, expected a file that ends in .png"),
         (["logs", "--csv", "empty"], "--csv: empty, expected a file that ends in .csv"),
         (["logs", "--csv", "nowhere/a.csv"], "--csv: nowhere/a.csv, expected a file in a folder that is there"),
@@ -92,7 +93,8 @@ def test_what_can_not_be_read_is_told_of_and_left_out(name: str, text: str, caps
 def test_bad_input_is_refused_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     three_runs()
     Path("empty").mkdir()
-    Path("mine.csv").write_text("my own\n", encoding="utf-8")
+    for name in ("mine.csv", "mine.png"):
+        Path(name).write_text("my own\n", encoding="utf-8")
     assert status(runs.main, *words) == 2
     assert complaint(capsys).startswith(f"error: {message}")
     assert Path("mine.csv").read_text(encoding="utf-8") == "my own\n"
