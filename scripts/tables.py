@@ -55,7 +55,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("data", "images", "epochs", "seed", "command", "machine", "seconds", "test_top1", "test_top5")
 # The experiment this project started from: its figures as they were reported, see configs/origin.yaml. There is no log.
 ORIGIN = ("the experiment this project started from", "CIFAR-10", "5,000", "10", "", "26.70 %", "81.30 %", "", "", "")
-SIZES = ("size", "seeds", "train top-1", "test top-1", "spread", "time a run", "seeds needed", "shows", "hours")
+SIZES = ("size", "seeds", "train top-1", "test top-1", "spread", "seeds needed", "shows", "on", "time a run", "hours")
 POWER = ("quick_ablations", "ablations")  # sweeps whose sizes are weighed
 HEADINGS = ("recipe", "data", "images", "epochs", "seeds", "test top-1", "test top-5", "time", "on", "command")
 
@@ -182,13 +182,15 @@ def power_table(results: Path) -> str:
         if len(runs) < 2 or not trained:
             continue
         one, spread = next(iter(runs.values())), pooled_spread(groups.values())
-        seconds = statistics.median(run["seconds"] / run["jobs"] for run in trained)  # some ran beside other work
         wanted = seeds_for(spread)
         cells = [f"{one['images']:,} images, {one['epochs']} epochs, {one['test_images']:,} to test", str(len(runs))]
         cells += [percent([*values_of(runs, key).values()]) for key in ("train_top1", "test_top1")]
-        cells += [f"{100 * spread:.2f} points", duration([seconds]), str(wanted)]
-        cells += [f"{100 * detectable(spread, wanted):.2f} points", f"{variants * wanted * seconds / 3600:.0f}"]
-        rows.append(cells)
+        cells += [f"{100 * spread:.2f} points", str(wanted), f"{100 * detectable(spread, wanted):.2f} points"]
+        for machine in sorted({run["machine"] for run in trained}):
+            took = [run["seconds"] / run["jobs"] for run in trained if run["machine"] == machine]
+            seconds = statistics.median(took)  # some ran beside other work
+            hours = f"{variants * wanted * seconds / 3600:.1f}"
+            rows.append([*cells, device_name(machine), duration([seconds]), hours])
     if not rows:
         raise ValueError(f"{results / POWER[-1]}: no runs. Take the markers out, or run scripts/ablate.py")
     return table(SIZES, rows)

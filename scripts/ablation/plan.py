@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from running.figures import MAPPING, TEXT, check_figures, duration, read_figures
+from running.machine import computer
 
 from ablation.claims import BASELINE, CLAIMS
 from ablation.table import first_difference, read_run
@@ -173,10 +174,10 @@ def state_of(job: Job) -> str:
 
 
 def seconds_of(jobs: Sequence[Job]) -> list[float]:
-    """How long those that are done took; without those that were stopped and went on, or that only test."""
+    """How long those took that were done on this machine; without those that were stopped and went on, or only test."""
     done = [job for job in jobs if not job.variant.test_only and job.summary.exists() and state_of(job) == "done"]
     runs = [read_run(job.summary) for job in done]
-    return [run["seconds"] for run in runs if not run["resumed"]]
+    return [run["seconds"] for run in runs if run["machine"].startswith(computer()) and not run["resumed"]]
 
 
 def cost(left: Sequence[Job], seconds: Sequence[float], at_a_time: int) -> str | None:

@@ -112,6 +112,16 @@ def epoch_reached(run: Run) -> float | None:
     return None
 
 
+def usual_machine(runs: Sequence[Run]) -> str:
+    """The one that most runs are of, whose times are told: those of two have no mean."""
+    return statistics.mode(sorted(str(run["machine"]) for run in runs))
+
+
+def times(runs: Iterable[Run], machine: str) -> list[float]:
+    """How long the runs on a machine took, in seconds, without those that were stopped and went on."""
+    return [run["seconds"] for run in runs if run["machine"] == machine and not run["resumed"]]
+
+
 # ---- statistics --------------------------------------------------------------------------------------------
 
 # Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom. Beyond: the last, which is a little too careful.
@@ -229,7 +239,7 @@ def compare(runs: Sequence[Run]) -> list[dict[str, str]]:
             "difference ± standard error, points": "-" if name == BASELINE else difference,
             "the paper's": claim.figure,
             "verdict": "-" if name == BASELINE else judge(claim, group, reference),
-            "time a run": duration([run["seconds"] for run in group.values() if not run["resumed"]]),
+            "time a run": duration(times(group.values(), usual_machine(runs))),
         }
         lines.append(line)
     return lines
@@ -249,11 +259,12 @@ def _about(runs: Sequence[Run]) -> str:
         what = f"{run['data']}, {run['images']:,} images, {run['test_images']:,} to test"
         epochs.setdefault(what, set()).add(run["epochs"])
     said = [f"{what}, {' to '.join(map(str, sorted({min(n), max(n)})))} epochs" for what, n in sorted(epochs.items())]
-    machines = sorted({str(run["machine"]) for run in runs})
+    machines = sorted({str(run["machine"]) for run in runs}, key=lambda name: (name != usual_machine(runs), name))
     jobs, tested = (sorted({run[key] for run in runs if key in run}) for key in ("jobs", "tested"))
     text = f"{'; '.join(said)}. Machine: {'; '.join(machines)}; runs at a time: {', '.join(map(str, jobs))}."
-    if resumed := sum(bool(run["resumed"]) for run in runs):
-        text += f" Times are without runs that were stopped and went on ({resumed})."
+    if left_out := len(runs) - len(times(runs, machines[0])):
+        others = " or on another machine than the first" if len(machines) > 1 else ""
+        text += f" Times are without runs that were stopped and went on{others} ({left_out})."
     if flags := sorted({" ".join(run["flags"]) for run in runs} - {""}):
         text += f" Flags: `{'`, `'.join(flags)}`."
     if tested:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,11 @@ def processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def computer() -> str:
+    """The processor and how many cores: what a run's ``machine`` in its summary begins with."""
+    return f"{processor()}, {os.cpu_count()} cores"
 
 
 def versions(*packages: str) -> dict[str, str | None]:

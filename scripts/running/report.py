@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from contextlib import suppress
@@ -24,7 +23,7 @@ from callbacks.run_history import RunHistory, metrics_of
 from datamodules import CIFAR10DataModule
 from running.errors import refuse
 from running.figures import duration, percent
-from running.machine import processor, versions
+from running.machine import computer, versions
 
 
 def summarise_fit(trainer: Trainer, history: RunHistory, chosen: ModelCheckpoint, path: str | None) -> dict[str, Any]:
@@ -95,7 +94,7 @@ def report(trainer: Trainer, datamodule: CIFAR10DataModule, figures: dict[str, A
         "precision": trainer.precision,
         "seed": config.seed_everything,
         "command": shlex.join(["python", *sys.argv]),
-        "machine": f"{processor()}, {os.cpu_count()} cores, {trainer.num_devices} x {name}",
+        "machine": f"{computer()}, {trainer.num_devices} x {name}",
         "versions": versions("torch", "lightning"),
     }
     rows, refused = table_rows(summary), ""

@@ -242,8 +242,11 @@ def test_a_variant_by_path_has_the_baseline_s_weights(sweep: Sweep) -> None:
     assert summary("mine-seed0")["test_top1"] == pytest.approx(0.5 + 0.02)
 
 
-def test_what_the_rest_will_cost_is_said(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each run says that it took 61 s."""
+def test_what_the_rest_will_cost_is_said(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run says that it took 61 s, of "a CPU"."""
+    monkeypatch.setattr(plan, "computer", lambda: "a CPU")
     assert sweep("--seeds", "2", "--jobs", "2", "--only", "tanh") == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "4 runs, 0 of them done before, 4 to do"
@@ -257,6 +260,9 @@ def test_what_the_rest_will_cost_is_said(sweep: Sweep, capsys: pytest.CaptureFix
         "12 runs, 4 of them done before, 8 to do",
         "4 runs to train, about 1 min 01 s each: 4 min 04 s in all, 1 at a time",
     ]
+    monkeypatch.setattr(plan, "computer", lambda: "another CPU")  # the times of one say nothing of the other
+    assert sweep("--seeds", "4", "--only", "tanh", "--dry-run") == 0
+    assert "each" not in capsys.readouterr().out
 
 
 def test_the_table_tells_how_long_a_run_is_at_work() -> None:

@@ -85,9 +85,10 @@ def test_the_quick_baseline_is_the_other_in_small() -> None:
 @pytest.mark.parametrize(
     ("sweep", "baseline", "only"),
     [
-        ("quick_ablations", "quick_ablations", None),
         ("ablations", "ablations/baseline", None),
+        ("ablations_float32", "ablations/baseline", None),
         ("figure1", "figure1/relu", [str(CONFIGS / "figure1/tanh.yaml")]),
+        ("lrn_13_to_11", "lrn_13_to_11/with", [*map(str, CONFIGS.glob("*_13_to_11/*without.yaml"))]),
     ],
 )
 def test_the_runs_that_are_kept_are_those_of_today_s_configs(sweep: str, baseline: str, only: list[str] | None) -> None:

@@ -109,6 +109,15 @@ def test_the_table() -> None:
     assert RULE in text
 
 
+def test_the_times_of_two_machines_are_not_averaged() -> None:
+    runs = [a_run(BASELINE, seed, seconds=600.0) for seed in range(3)]
+    runs += [a_run(BASELINE, 3, seconds=20.0, machine="A GPU"), a_run("mine", 3, seconds=20.0, machine="A GPU")]
+    assert [line["time a run"] for line in compare(runs)] == ["10 min 00 s", "-"]
+    text = markdown(runs)
+    assert "Machine: a CPU; A GPU; runs" in text
+    assert "Times are without runs that were stopped and went on or on another machine than the first (2)." in text
+
+
 def three(variant: str, *train: float, test: float = 0.5, slope: float = 0.0) -> list[dict[str, Any]]:
     """Runs of three seeds; the last epoch's training top-1 rises with the seed."""
     return [a_run(variant, seed, test, [*train[:-1], train[-1] + slope * seed]) for seed in range(3)]
