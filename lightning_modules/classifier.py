@@ -99,8 +99,10 @@ class AlexNetClassifier(LightningModule):
         self.train_accuracies, self.val_accuracies, self.test_accuracies = (
             _accuracies(self.num_classes, stage) for stage in get_args(Stage)
         )
-        # Lightning's own mean over processes rounds half an image away where their shares differ.
-        self.train_loss, self.val_loss, self.test_loss = (MeanMetric() for _ in get_args(Stage))
+        # Lightning's own mean over processes rounds half an image away where their shares differ. torchmetrics' would
+        # leave out losses that are no numbers, and to find them have a GPU wait at every step.
+        losses = (MeanMetric(nan_strategy="disable") for _ in get_args(Stage))
+        self.train_loss, self.val_loss, self.test_loss = losses
 
     @property
     def train_metrics(self) -> dict[str, Any]:

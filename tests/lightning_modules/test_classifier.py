@@ -1,6 +1,7 @@
 """The LightningModule: loss and metrics by hand, the paper's update rule in float64, schedules, dropout's numbers."""
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,16 @@ def test_the_mean_loss_of_bf16_true_counts_beyond_256_images(monkeypatch: pytest
     for _ in range(3):
         model.model_step((torch.zeros(400, 3, 24, 24), targets), "val")
     assert model.val_loss.compute() == pytest.approx(float(F.cross_entropy(logits, targets)), rel=1e-5)
+
+
+def test_a_loss_that_is_no_number_is_not_left_out_of_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AlexNetClassifier(**TINY)
+    monkeypatch.setattr(model, "log", lambda *_, **__: None)
+    monkeypatch.setattr(model, "log_dict", lambda *_, **__: None)
+    for value in (math.nan, 0.0):
+        monkeypatch.setattr(model, "forward", lambda images, value=value: torch.full((len(images), 10), value))
+        model.model_step((torch.zeros(4, 3, 24, 24), torch.zeros(4, dtype=torch.long)), "val")
+    assert math.isnan(model.val_loss.compute())
 
 
 @pytest.mark.parametrize("crops", [1, 10])
