@@ -85,6 +85,7 @@ def test_the_quick_baseline_is_the_other_in_small() -> None:
 @pytest.mark.parametrize(
     ("sweep", "baseline", "only"),
     [
+        ("quick_ablations", "quick_ablations", None),
         ("ablations", "ablations/baseline", None),
         ("ablations_float32", "ablations/baseline", None),
         ("figure1", "figure1/relu", [str(CONFIGS / "figure1/tanh.yaml")]),
