@@ -99,9 +99,9 @@ class AlexNetClassifier(LightningModule):
         self.train_accuracies, self.val_accuracies, self.test_accuracies = (
             _accuracies(self.num_classes, stage) for stage in get_args(Stage)
         )
-        # Lightning's own mean over processes rounds half an image away where their shares differ. torchmetrics' would
-        # leave out losses that are no numbers, and to find them have a GPU wait at every step.
-        losses = (MeanMetric(nan_strategy="disable") for _ in get_args(Stage))
+        # Lightning's own mean over processes rounds half an image away where their shares differ. A loss that is no
+        # number stays one, where torchmetrics would leave it out; its "disable" does that too, but forgets the weights.
+        losses = (MeanMetric(nan_strategy=math.nan) for _ in get_args(Stage))
         self.train_loss, self.val_loss, self.test_loss = losses
 
     @property

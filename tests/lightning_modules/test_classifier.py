@@ -287,13 +287,22 @@ def test_the_mean_loss_of_bf16_true_counts_beyond_256_images(monkeypatch: pytest
     assert model.val_loss.compute() == pytest.approx(float(F.cross_entropy(logits, targets)), rel=1e-5)
 
 
-def test_a_loss_that_is_no_number_is_not_left_out_of_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mean_loss_is_that_of_images_and_leaves_none_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three images of class 0, then one: softmax gives it e^z / (e^z + 9)."""
     model = AlexNetClassifier(**TINY)
     monkeypatch.setattr(model, "log", lambda *_, **__: None)
     monkeypatch.setattr(model, "log_dict", lambda *_, **__: None)
-    for value in (math.nan, 0.0):
-        monkeypatch.setattr(model, "forward", lambda images, value=value: torch.full((len(images), 10), value))
-        model.model_step((torch.zeros(4, 3, 24, 24), torch.zeros(4, dtype=torch.long)), "val")
+
+    def see(images: int, z: float) -> None:
+        logits = torch.tensor([[z] + [0.0] * 9] * images)
+        monkeypatch.setattr(model, "forward", lambda _: logits)
+        model.model_step((torch.zeros(images, 3, 24, 24), torch.zeros(images, dtype=torch.long)), "val")
+
+    see(3, 1.0)
+    see(1, 5.0)
+    losses = [math.log(math.exp(z) + 9) - z for z in (1.0, 1.0, 1.0, 5.0)]
+    assert float(model.val_loss.compute()) == pytest.approx(sum(losses) / 4, rel=1e-6)
+    see(1, math.nan)
     assert math.isnan(model.val_loss.compute())
 
 
