@@ -175,8 +175,8 @@ def power_table(results: Path) -> str:
     rows = []
     variants = sum(not variant.test_only for variant in choose(None, CONFIGS / "ablations" / "baseline.yaml"))
     for folder in (results / name for name in POWER):
-        everything = sweep_runs(folder)
-        trained = [run for run in everything if run["history"] and not run["resumed"]]
+        everything = [run for run in sweep_runs(folder) if run["history"]]  # those that only test have others' weights
+        trained = [run for run in everything if not run["resumed"]]
         groups = by_variant(everything)
         runs = groups.get(BASELINE, {})
         if len(runs) < 2 or not trained:
@@ -190,7 +190,7 @@ def power_table(results: Path) -> str:
             took = [run["seconds"] / run["jobs"] for run in trained if run["machine"] == machine]
             seconds = statistics.median(took)  # some ran beside other work
             hours = f"{variants * wanted * seconds / 3600:.1f}"
-            rows.append([*cells, device_name(machine), duration([seconds]), hours])
+            rows.append([*cells, machine, duration([seconds]), hours])
     if not rows:
         raise ValueError(f"{results / POWER[-1]}: no runs. Take the markers out, or run scripts/ablate.py")
     return table(SIZES, rows)

@@ -27,7 +27,7 @@ DECISIVE = ("model.", "data.", "trainer.", "best_checkpoint.")  # settings that 
 
 NEEDED = (
     *("variant", "seed", "settings", "changes", "flags", "jobs", "resumed", "history"),
-    *("data", "images", "epochs", "test_images", "test_top1", "machine", "seconds"),
+    *("data", "images", "epochs", "test_images", "test_top1", "machine", "precision", "seconds"),
 )
 
 
@@ -44,11 +44,11 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
 def first_difference(ours: Run, theirs: Run, but: Sequence[str] = ()) -> str | None:
     """Say how two runs' recipes differ first, apart from the settings named in ``but``; None where they don't.
 
-    A recipe of a run that is only planned has no data yet.
+    A recipe of a run that is only planned has no data yet, and no precision: ``auto`` is settled by the machine.
     """
     if ours["flags"] != theirs["flags"]:
         return f"flags {' '.join(theirs['flags']) or 'none'}, not {' '.join(ours['flags']) or 'none'}"
-    for key in ("data", "test_images") if "data" in ours else ():
+    for key in ("data", "test_images", "precision") if "data" in ours else ():
         official = key == "data" and all(run["data"].startswith(OFFICIAL) for run in (ours, theirs))
         if ours[key] != theirs[key] and not official:
             return f"{key} {theirs[key]}, not {ours[key]}"
@@ -131,9 +131,10 @@ T95 = (
 )
 RULE = (
     "The verdict's rule: *confirmed* if the difference has the sign that the claim predicts and the 95 % interval of "
-    "its mean over seeds (Student's t: 12.7 standard errors with 2 seeds, 4.3 with 3, 2.8 with 5) leaves out 0; "
-    "*contradicted* if it does so with the other sign; else *not seen at this size*. Differences are paired by seed: "
-    "the same images, the same order. The standard error is that of other seeds; another test set would add its own."
+    "its mean over seeds (Student's t: 12.7 standard errors with 2 seeds, 4.3 with 3, 3.2 with 4) leaves out 0; "
+    "*contradicted* if it does so with the other sign; else *not seen at this size*. Differences are paired by seed, "
+    "over the seeds that both have: the same images, the same order. The standard error is that of other seeds; "
+    "another test set would add its own."
 )
 
 
@@ -260,15 +261,17 @@ def _about(runs: Sequence[Run]) -> str:
         epochs.setdefault(what, set()).add(run["epochs"])
     said = [f"{what}, {' to '.join(map(str, sorted({min(n), max(n)})))} epochs" for what, n in sorted(epochs.items())]
     machines = sorted({str(run["machine"]) for run in runs}, key=lambda name: (name != usual_machine(runs), name))
-    jobs, tested = (sorted({run[key] for run in runs if key in run}) for key in ("jobs", "tested"))
-    text = f"{'; '.join(said)}. Machine: {'; '.join(machines)}; runs at a time: {', '.join(map(str, jobs))}."
+    jobs, tested, precisions = (
+        ", ".join(map(str, sorted({run[key] for run in runs if key in run}))) for key in ("jobs", "tested", "precision")
+    )
+    text = f"{'; '.join(said)}, {precisions}. Machine: {'; '.join(machines)}; runs at a time: {jobs}."
     if left_out := len(runs) - len(times(runs, machines[0])):
         others = " or on another machine than the first" if len(machines) > 1 else ""
         text += f" Times are without runs that were stopped and went on{others} ({left_out})."
     if flags := sorted({" ".join(run["flags"]) for run in runs} - {""}):
         text += f" Flags: `{'`, `'.join(flags)}`."
     if tested:
-        text += f" Tested, once each: {', '.join(tested)}."
+        text += f" Tested, once each: {tested}."
     return text + " Train top-1 is that of the last epoch, on augmented images with dropout where the variant has them."
 
 

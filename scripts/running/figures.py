@@ -38,7 +38,7 @@ BENCHMARK = {"machine": {"processor": TEXT, "cores": COUNT, "versions": {"torch"
 LARGEST = 2**26  # bytes of a file of figures
 # A figure's kind by its name, in a run's summary and in its history's entries.
 KINDS: dict[str, Any] = {
-    **dict.fromkeys(("variant", "data", "command", "machine"), TEXT),
+    **dict.fromkeys(("variant", "data", "command", "machine", "precision"), TEXT),
     **dict.fromkeys(("seed", "jobs", "resumed", "images", "val_images", "test_images", "epochs"), COUNT),
     **{f"{stage}_{metric}": SHARE for stage in ("train", "val", "test") for metric in ("top1", "top5")},
     **dict.fromkeys(("settings", "changes"), MAPPING),

@@ -37,6 +37,7 @@ def a_run(variant: str, seed: int, test: float = 0.5, train: list[float] | None 
         "test_images": 10_000,
         "epochs": len(train),
         "machine": "a CPU",
+        "precision": "32-true",
         "train_top1": train[-1],
         "val_top1": test + 0.01,
         "test_top1": test,

@@ -262,7 +262,7 @@ def test_what_the_rest_will_cost_is_said(
     ]
     monkeypatch.setattr(plan, "computer", lambda: "another CPU")  # the times of one say nothing of the other
     assert sweep("--seeds", "4", "--only", "tanh", "--dry-run") == 0
-    assert "each" not in capsys.readouterr().out
+    assert "to train" not in capsys.readouterr().out
 
 
 def test_the_table_tells_how_long_a_run_is_at_work() -> None:

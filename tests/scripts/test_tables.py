@@ -98,7 +98,7 @@ def test_power_is_counted_from_the_spread_of_seeds() -> None:
     size = "| 5,000 images, 2 epochs, 10,000 to test | 5 | 70.00 ± 0.00 % | 60.34 ± 0.55 % |"
     size += f" {100 * spread:.2f} points | {seeds} | {shown:.2f} points |"
     assert row == f"{size} a CPU | 10 min 02 s | {hours:.1f} |"
-    assert gpus == f"{size} GPU | 1 min 00 s | {len(trained) * seeds / 60:.1f} |"
+    assert gpus == f"{size} Xeon, 8 cores, 1 x GPU | 1 min 00 s | {len(trained) * seeds / 60:.1f} |"
     Path("docs/power.md").write_text("<!-- power -->\n<!-- /power -->\n", encoding="utf-8")
     assert run("--check") == 1
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from ablation.claims import BASELINE, CLAIMS
 from ablation.plan import CONFIGS, choose, flatten, plan, read_config, state_of
+from ablation.table import markdown, read_runs
 from helpers import ROOT
 from helpers.ablation import ABLATIONS
 
@@ -102,6 +103,7 @@ def test_the_runs_that_are_kept_are_those_of_today_s_configs(sweep: str, baselin
     for path, run in kept.items():
         assert run["changes"] == jobs[path].variant.changes
         assert run["command"] == jobs[path].shown_command
+    assert (results / "table.md").read_text(encoding="utf-8") == f"# Ablations\n\n{markdown(read_runs(results))}"
 
 
 def test_a_plan_goes_seed_by_seed() -> None:

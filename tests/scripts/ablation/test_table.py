@@ -104,7 +104,7 @@ def test_the_table() -> None:
     assert (third[DIFFERENCE], third["verdict"]) == ("+10.00", "too few seeds")
     text = markdown(runs)
     assert "| no_lrn | 3.3: LRN helps | 3 |" in text
-    assert "CIFAR-10, 5,000 images, 10,000 to test, 2 epochs. Machine: a CPU; runs at a time: 1." in text
+    assert "CIFAR-10, 5,000 images, 10,000 to test, 2 epochs, 32-true. Machine: a CPU; runs at a time: 1." in text
     assert "without runs that were stopped and went on (1)" in text
     assert RULE in text
 
@@ -149,7 +149,8 @@ def test_runs_of_another_recipe_are_left_out() -> None:
     tuned = a_run("faster", 1, changes={"model.lr": 0.2})
     copy = a_run("no_lrn", 2, data="CIFAR-10 (JPEG copy in class folders)")
     fewer = a_run("no_lrn", 3, test_images=5000)
-    kept, lines = comparable([*good, other, flagged, tuned, copy, fewer])
+    half = a_run("no_lrn", 4, precision="bf16-mixed")
+    kept, lines = comparable([*good, other, flagged, tuned, copy, fewer, half])
     assert kept == good
     than = "has another recipe than baseline seed 0:"
     assert lines == [
@@ -157,6 +158,7 @@ def test_runs_of_another_recipe_are_left_out() -> None:
         f"left out: baseline seed 1 {than} flags --data.subset_size 10, not none",
         f"left out: no_lrn seed 2 {than} data CIFAR-10 (JPEG copy in class folders), not CIFAR-10",
         f"left out: no_lrn seed 3 {than} test_images 5000, not 10000",
+        f"left out: no_lrn seed 4 {than} precision bf16-mixed, not 32-true",
         "left out: faster seed 1 has another recipe than faster seed 0: model.lr 0.2, not 0.1",
     ]
 
@@ -189,7 +191,7 @@ def test_a_target_that_is_reached_is_said_and_one_that_is_not() -> None:
 
 def test_runs_of_several_lengths_are_said() -> None:
     text = markdown([a_run(BASELINE, n, train=[0.5] * n) for n in (3, 8, 5)])
-    assert "CIFAR-10, 5,000 images, 10,000 to test, 3 to 8 epochs. Machine" in text
+    assert "CIFAR-10, 5,000 images, 10,000 to test, 3 to 8 epochs, 32-true. Machine" in text
 
 
 def test_the_ratio_of_epochs_has_an_interval_over_seeds() -> None:
