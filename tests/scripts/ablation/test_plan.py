@@ -84,19 +84,22 @@ def test_the_quick_baseline_is_the_other_in_small() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sweep", "baseline", "only"),
+    ("sweep", "baseline", "only", "flags"),
     [
-        ("quick_ablations", "quick_ablations", None),
-        ("ablations", "ablations/baseline", None),
-        ("ablations_float32", "ablations/baseline", None),
-        ("figure1", "figure1/relu", [str(CONFIGS / "figure1/tanh.yaml")]),
-        ("lrn_13_to_11", "lrn_13_to_11/with", [*map(str, CONFIGS.glob("*_13_to_11/*without.yaml"))]),
+        ("quick_ablations", "quick_ablations", None, ""),
+        ("ablations", "ablations/baseline", None, ""),
+        ("ablations_float32", "ablations/baseline", None, ""),
+        ("dropout", "quick_ablations", ["no_dropout"], "--trainer.max_epochs 50"),
+        ("figure1", "figure1/relu", [str(CONFIGS / "figure1/tanh.yaml")], ""),
+        ("lrn_13_to_11", "lrn_13_to_11/with", [*map(str, CONFIGS.glob("*_13_to_11/*without.yaml"))], ""),
     ],
 )
-def test_the_runs_that_are_kept_are_those_of_today_s_configs(sweep: str, baseline: str, only: list[str] | None) -> None:
+def test_the_runs_that_are_kept_are_those_of_today_s_configs(
+    sweep: str, baseline: str, only: list[str] | None, flags: str
+) -> None:
     """A default that is added to default.yaml would have all of them run again."""
     variants, results = choose(only, CONFIGS / f"{baseline}.yaml"), ROOT / "results" / sweep
-    jobs = {job.summary: job for job in plan(variants, 9, [], results, Path("logs"))}
+    jobs = {job.summary: job for job in plan(variants, 9, flags.split(), results, Path("logs"))}
     kept = {path: json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*/summary.json")}
     assert kept
     assert {str(path): state_of(jobs[path]) for path in kept} == {str(path): "done" for path in kept}
