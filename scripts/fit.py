@@ -1,7 +1,7 @@
 """Train AlexNet on CIFAR-10, then test the best checkpoint.
 
 python scripts/fit.py                                    # configs/default.yaml: 5,000 images, 10 epochs
-python scripts/fit.py -c configs/paper.yaml --data.subset_size 5000 --trainer.max_epochs 10 --model.lr 0.01
+python scripts/fit.py -c configs/paper.yaml --data.subset_size 5000 --trainer.max_epochs 10
 python scripts/fit.py test --ckpt_path logs/alexnet/version_0/checkpoints/best.ckpt
 python scripts/fit.py predict --ckpt_path logs/alexnet/version_0/checkpoints/best.ckpt --data.predict_folder holiday/
 tensorboard --logdir logs --samples_per_plugin images=200

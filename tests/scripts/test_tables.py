@@ -81,7 +81,7 @@ def test_power_is_counted_from_the_spread_of_seeds() -> None:
     write("ablations/tanh-seed0", a_run("tanh", 0, 0.1))  # does not count
     write("ablations/no_lrn-seed0", a_run("no_lrn", 0, 0.5, seconds=1204, jobs=2))
     write("ablations/no_lrn-seed1", a_run("no_lrn", 1, 0.5077, seconds=60, machine="Xeon, 8 cores, 1 x GPU"))
-    write("quick_ablations/baseline-seed0", a_run("baseline", 0, 0.5))  # one seed has no spread
+    write("quick_baseline/baseline-seed0", a_run("baseline", 0, 0.5))  # one seed has no spread
     Path("README.md").write_text(README, encoding="utf-8")
     Path("docs").mkdir()
     Path("docs/power.md").write_text("<!-- power -->\n<!-- /power -->\n", encoding="utf-8")

@@ -86,7 +86,7 @@ def test_the_quick_baseline_is_the_other_in_small() -> None:
 @pytest.mark.parametrize(
     ("sweep", "baseline", "only", "flags"),
     [
-        ("quick_ablations", "quick_ablations", None, ""),
+        ("quick_baseline", "quick_ablations", [], ""),
         ("ablations", "ablations/baseline", None, ""),
         ("ablations_float32", "ablations/baseline", None, ""),
         ("dropout", "quick_ablations", ["no_dropout"], "--trainer.max_epochs 50"),
