@@ -27,6 +27,7 @@ CLAIMS: dict[str, Claim] = {
     "no_lrn": Claim("3.3", "LRN helps", "1.4 points; CIFAR-10: 13 % → 11 % error", -1),
     "raw": Claim("2", "raw inputs: no claim against normalised ones", "-", 0),
     "raw_no_lrn": Claim("3.3", "LRN helps on raw inputs, as the paper's", "1.4 points", -1, against="raw"),
+    "raw_no_lrn_slow": Claim("3.3", "the same, each at its own learning rate", "1.4 points", -1, against="raw"),
     "no_overlap": Claim("3.4", "overlapping pooling helps", "0.4 points", -1),
     "no_lighting": Claim("4.1", "PCA lighting helps", "over 1 point", -1),
     "no_augmentation": Claim("4.1", "shifts and flips prevent overfitting", "no figure", -1),

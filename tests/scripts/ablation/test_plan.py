@@ -27,6 +27,7 @@ CHANGES = {
     "ten_crops": {"data.test_crops": 10},
     "raw": RAW,
     "raw_no_lrn": RAW | {"model.lrn": False},
+    "raw_no_lrn_slow": RAW | {"model.lrn": False, "model.lr": 0.005},
 }
 
 
