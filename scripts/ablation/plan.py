@@ -176,8 +176,8 @@ def state_of(job: Job) -> str:
 def seconds_of(jobs: Sequence[Job]) -> list[float]:
     """How long those took that were done on this machine; without those that were stopped and went on, or only test."""
     done = [job for job in jobs if not job.variant.test_only and job.summary.exists() and state_of(job) == "done"]
-    runs = [read_run(job.summary) for job in done]
-    return [run["seconds"] for run in runs if run["machine"].startswith(computer()) and not run["resumed"]]
+    runs, here = [read_run(job.summary) for job in done], computer()
+    return [run["seconds"] for run in runs if run["machine"].startswith(here) and not run["resumed"]]
 
 
 def cost(left: Sequence[Job], seconds: Sequence[float], at_a_time: int) -> str | None:

@@ -225,7 +225,7 @@ def judge(claim: Claim, ours: Mapping[int, Run], theirs: Mapping[int, Run]) -> s
 
 def compare(runs: Sequence[Run]) -> list[dict[str, str]]:
     """The table's lines, of runs that are comparable: the baseline, then every variant against what its claim names."""
-    groups, lines = by_variant(runs), []
+    groups, machine, lines = by_variant(runs), usual_machine(runs), []
     for name, group in groups.items():
         claim = CLAIMS.get(name, NO_CLAIM)
         reference = groups.get(claim.against, {})
@@ -240,7 +240,7 @@ def compare(runs: Sequence[Run]) -> list[dict[str, str]]:
             "difference ± standard error, points": "-" if name == BASELINE else difference,
             "the paper's": claim.figure,
             "verdict": "-" if name == BASELINE else judge(claim, group, reference),
-            "time a run": duration(times(group.values(), usual_machine(runs))),
+            "time a run": duration(times(group.values(), machine)),
         }
         lines.append(line)
     return lines
@@ -260,12 +260,13 @@ def _about(runs: Sequence[Run]) -> str:
         what = f"{run['data']}, {run['images']:,} images, {run['test_images']:,} to test"
         epochs.setdefault(what, set()).add(run["epochs"])
     said = [f"{what}, {' to '.join(map(str, sorted({min(n), max(n)})))} epochs" for what, n in sorted(epochs.items())]
-    machines = sorted({str(run["machine"]) for run in runs}, key=lambda name: (name != usual_machine(runs), name))
+    usual = usual_machine(runs)
+    machines = [usual, *sorted({str(run["machine"]) for run in runs} - {usual})]
     jobs, tested, precisions = (
         ", ".join(map(str, sorted({run[key] for run in runs if key in run}))) for key in ("jobs", "tested", "precision")
     )
     text = f"{'; '.join(said)}, {precisions}. Machine: {'; '.join(machines)}; runs at a time: {jobs}."
-    if left_out := len(runs) - len(times(runs, machines[0])):
+    if left_out := len(runs) - len(times(runs, usual)):
         others = " or on another machine than the first" if len(machines) > 1 else ""
         text += f" Times are without runs that were stopped and went on{others} ({left_out})."
     if flags := sorted({" ".join(run["flags"]) for run in runs} - {""}):
