@@ -88,15 +88,15 @@ def test_network_is_the_layer_file(layers: Layers, activation: Any) -> None:
 
 
 def local_by_loop(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """3x3 kernels, padded by 1, with weights ``(positions, channels * 9, out)`` of their own at each position."""
+    """3x3 kernels, padded by 1, with weights ``(positions, 3, 3, channels, out)`` of their own at each position."""
     size = x.shape[2]
     padded = F.pad(x, (1, 1, 1, 1))
-    out = x.new_zeros(len(x), weight.shape[2], size, size)
+    out = x.new_zeros(len(x), weight.shape[4], size, size)
     for row in range(size):
         for column in range(size):
             place = row * size + column
-            patch = padded[:, :, row : row + 3, column : column + 3].reshape(len(x), -1)
-            out[:, :, row, column] = patch @ weight[place] + bias[place]
+            patch = padded[:, :, row : row + 3, column : column + 3]
+            out[:, :, row, column] = torch.einsum("bcij,ijco->bo", patch, weight[place]) + bias[place]
     return out
 
 
@@ -106,7 +106,7 @@ def test_local_layer_with_the_same_kernels_everywhere_is_a_convolution(kernel_si
     local = LocallyConnected2d(4, 6, kernel_size, size=7, padding=padding).double()
     conv = nn.Conv2d(4, 6, kernel_size, padding=padding).double()
     with torch.no_grad():
-        local.weight.copy_(conv.weight.flatten(1).T.expand_as(local.weight))
+        local.weight.copy_(conv.weight.permute(2, 3, 1, 0).expand_as(local.weight))
         local.bias.copy_(conv.bias.expand_as(local.bias))  # type: ignore[union-attr]
     images = torch.randn(3, 4, 7, 7, dtype=torch.float64)
     assert torch.allclose(local(images), conv(images), rtol=1e-10, atol=1e-12)
