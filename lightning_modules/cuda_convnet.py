@@ -133,7 +133,7 @@ class CudaConvnet(nn.Module):
 
         kernels = 32 if layers == "19pct" else 64
         self.conv1 = nn.Conv2d(3, kernels, 5, padding=2)
-        self.pool1, self.relu1, self.norm1 = nn.MaxPool2d(3, 2, ceil_mode=True), act(), norm()
+        self.relu1, self.pool1, self.norm1 = act(), nn.MaxPool2d(3, 2, ceil_mode=True), norm()
         self.conv2 = nn.Conv2d(kernels, kernels, 5, padding=2)
         self.relu2, self.norm2 = act(), norm()
         size = image_size // 2 // 2  # pools round up: see AlexNet's
@@ -174,8 +174,7 @@ class CudaConvnet(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """What fc10 sees: ``(B, 3, image_size, image_size)`` float to ``(B, D)``. In the margin: conv-local-11pct."""
         x = checked(images, self.image_size)
-        # A maximum may be taken before what never falls: the same for a quarter of the work, as 19pct's file has it.
-        x = self.norm1(self.relu1(self.pool1(self.conv1(x))))  # (B, 64, 12, 12)
+        x = self.norm1(self.pool1(self.relu1(self.conv1(x))))  # (B, 64, 12, 12)
         x = self.pool2(self.norm2(self.relu2(self.conv2(x))))  # (B, 64, 6, 6)
         if self.layers == "19pct":
             return self.pool3(self.relu3(self.conv3(x))).flatten(1)  # (B, 1024)
