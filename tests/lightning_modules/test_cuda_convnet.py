@@ -88,15 +88,14 @@ def test_network_is_the_layer_file(layers: Layers, activation: Any) -> None:
 
 
 def local_by_loop(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """3x3 kernels, padded by 1, with weights ``(positions, 3, 3, channels, out)`` of their own at each position."""
+    """3x3 kernels, padded by 1, with weights ``(size, size, 3, 3, channels, out)`` of their own at each position."""
     size = x.shape[2]
     padded = F.pad(x, (1, 1, 1, 1))
-    out = x.new_zeros(len(x), weight.shape[4], size, size)
+    out = x.new_zeros(len(x), weight.shape[5], size, size)
     for row in range(size):
         for column in range(size):
-            place = row * size + column
             patch = padded[:, :, row : row + 3, column : column + 3]
-            out[:, :, row, column] = torch.einsum("bcij,ijco->bo", patch, weight[place]) + bias[place]
+            out[:, :, row, column] = torch.einsum("bcij,ijco->bo", patch, weight[row, column]) + bias[row, column]
     return out
 
 
@@ -109,15 +108,26 @@ def test_local_layer_with_the_same_kernels_everywhere_is_a_convolution(kernel_si
         local.weight.copy_(conv.weight.permute(2, 3, 1, 0).expand_as(local.weight))
         local.bias.copy_(conv.bias.expand_as(local.bias))  # type: ignore[union-attr]
     images = torch.randn(3, 4, 7, 7, dtype=torch.float64)
-    assert torch.allclose(local(images), conv(images), rtol=1e-10, atol=1e-12)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        assert torch.allclose(local(images.to(memory_format=layout)), conv(images), rtol=1e-10, atol=1e-12)
     assert local(images).shape == conv(images).shape
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 7), (2, 4, 7, 8), (2, 4, 8, 8)])
+def test_local_layer_refuses_another_size(shape: tuple[int, ...]) -> None:
+    with pytest.raises(RuntimeError):
+        LocallyConnected2d(4, 6, 3, size=7)(torch.zeros(shape))
 
 
 def test_local_layers_gradients() -> None:
     local = LocallyConnected2d(2, 3, 3, size=4, padding=1).double()
     nn.init.normal_(local.weight)
     images = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(local, (images,))
+
+    def function(images: Tensor, weight: Tensor, bias: Tensor) -> Any:
+        return torch.func.functional_call(local, {"weight": weight, "bias": bias}, (images,))
+
+    assert torch.autograd.gradcheck(function, (images, local.weight, local.bias))
 
 
 LOCAL = {"conv1": 1e-4, "conv2": 0.01, "local3": 0.04, "local4": 0.04, "fc10": 0.01}

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacrev, jvp, vmap
 
-from lightning_modules.lrn import LocalResponseNorm, local_response_norm
+from lightning_modules.lrn import LocalResponseNorm, _pieces, local_response_norm
 
 TEXT = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
 STRONG = {"size": 5, "alpha": 0.3, "beta": 0.75, "k": 2.0}  # an alpha at which the normalization shows
@@ -86,8 +86,10 @@ def test_gradgradcheck_where_memory_has_gaps(memory_format: torch.memory_format)
 def test_pieces_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     x, grad = images(7, 12, 6, 6), images(7, 12, 6, 6, scale=2)
     results = []
-    for piece_bytes in (1, 4 * 12 * 36 * 3, 2**20):  # pieces of 1, 3 (the last one short) and all 7 images
-        monkeypatch.setattr("lightning_modules.lrn.PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("lightning_modules.lrn.PIECE_BYTES", 4 * 12 * 36)  # an image a core
+    for cores in (1, 3, 8):  # pieces of 1, 3 (the last one short) and all 7 images
+        monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
+        assert _pieces(x.flatten(2)) == min(cores, 7)
         leaf = x.clone().requires_grad_()
         out = local_response_norm(leaf, **STRONG)
         out.backward(grad)
