@@ -14,6 +14,7 @@ from ablation.table import markdown, read_runs
 from helpers import ROOT
 from helpers.ablation import ABLATIONS
 
+LRN_13_TO_11 = [*map(str, CONFIGS.glob("*_13_to_11/*without.yaml"))]
 RAW = {"data.input_scale": "raw", "model.init": "code", "model.bias": 0.1, "model.lr": 0.01}
 CHANGES = {
     "no_lrn": {"model.lrn": False},
@@ -92,7 +93,13 @@ def test_the_quick_baseline_is_the_other_in_small() -> None:
         ("ablations_float32", "ablations/baseline", None, ""),
         ("dropout", "quick_ablations", ["no_dropout"], "--trainer.max_epochs 50"),
         ("figure1", "figure1/relu", [str(CONFIGS / "figure1/tanh.yaml")], ""),
-        ("lrn_13_to_11", "lrn_13_to_11/with", [*map(str, CONFIGS.glob("*_13_to_11/*without.yaml"))], ""),
+        ("lrn_13_to_11", "lrn_13_to_11/with", LRN_13_TO_11, ""),
+        (
+            "lrn_13_to_11_short",
+            "lrn_13_to_11/with",
+            LRN_13_TO_11,
+            "--trainer.max_epochs 40 --data.batch_size 128 --model.warmup 0.25",
+        ),
     ],
 )
 def test_the_runs_that_are_kept_are_those_of_today_s_configs(
