@@ -52,12 +52,12 @@ class LocallyConnected2d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, size: int, padding: int = 0) -> None:
         super().__init__()
         self.kernel_size, self.padding = kernel_size, padding
-        self.out_size = n = size + 2 * padding - kernel_size + 1  # positions in a row
+        n = size + 2 * padding - kernel_size + 1  # positions in a row
         self.weight = nn.Parameter(torch.zeros(n, n, kernel_size, kernel_size, in_channels, out_channels))
         self.bias = nn.Parameter(torch.zeros(n, n, out_channels))
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(B, in_channels, size, size)`` to ``(B, out_channels, out_size, out_size)``."""
+        """``(B, in_channels, size, size)`` to ``(B, out_channels, n, n)`` of ``n`` x ``n`` positions."""
         k, pad = self.kernel_size, self.padding
         # Positions first and channels last, so that whole rows are copied: F.unfold makes the layer 3.5 times as slow.
         rows = F.pad(images.permute(2, 3, 0, 1), (0, 0, 0, 0, pad, pad, pad, pad))  # (H, W, B, in_channels)
@@ -68,7 +68,8 @@ class LocallyConnected2d(nn.Module):
         return outputs.unflatten(0, (high, wide)).permute(2, 3, 0, 1)
 
     def extra_repr(self) -> str:
-        return f"{self.out_size}x{self.out_size} positions, kernel_size={self.kernel_size}, padding={self.padding}"
+        n = len(self.weight)
+        return f"{n}x{n} positions, kernel_size={self.kernel_size}, padding={self.padding}"
 
 
 class CudaConvnet(nn.Module):
