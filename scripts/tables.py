@@ -4,10 +4,9 @@ python scripts/tables.py            # between <!-- results --> and <!-- /results
 python scripts/tables.py --check    # change nothing; exit status 1 if the README says otherwise
 
 A run's figures are ``results/<name>/summary.json``, as ``fit.py`` writes them; runs that differ in their seed alone
-make one row. A sweep's are ``results/<sweep>/<variant>-seed<n>/summary.json``, as ``ablate.py`` writes them (ablations,
-figure1, lrn_13_to_11; power weighs quick_baseline and ablations by how far seeds spread), the speed's
-``results/benchmark.json``, as ``benchmark.py`` does; their tables go where there are markers, in the README or in the
-``docs`` beside it.
+make one row. A sweep's are ``results/<sweep>/<variant>-seed<n>/summary.json``, as ``ablate.py`` writes them (ablations;
+power weighs quick_baseline and ablations by how far seeds spread), the speed's ``results/benchmark.json``, as
+``benchmark.py`` does; their tables go where there are markers, in the README or in the ``docs`` beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import shlex
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,9 +145,9 @@ def sweep_runs(folder: Path) -> list[Run]:
     return runs
 
 
-def sweep_table(results: Path, name: str) -> str:
-    """``ablate.py``'s table of the runs under ``name``, with its notes."""
-    folder = results / name
+def ablations_table(results: Path) -> str:
+    """``ablate.py``'s table of the ablations, with its notes."""
+    folder = results / "ablations"
     runs = sweep_runs(folder)
     if not runs:
         raise ValueError(f"{folder}: no runs. Take the markers out, or run scripts/ablate.py")
@@ -200,7 +198,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "results": results_table,
     "benchmark": benchmark_table,
     "power": power_table,
-    **{name: partial(sweep_table, name=name) for name in ("ablations", "figure1", "lrn_13_to_11")},
+    "ablations": ablations_table,
 }
 
 

@@ -194,16 +194,18 @@ class Checkpoint:
         if not self.settings["data"] or not self.settings["model"] or self.statistics is None:
             refuse(f"{self.path}: does not say what it does with an image. Use a checkpoint that fit.py wrote.")
 
-    def check_fits(self, model: torch.nn.Module, trainer: Any = None) -> None:
+    def check_fits(
+        self,
+        model: torch.nn.Module,
+        trainer: Any = None,
+        remedy: str = "Leave out --model flags and configs that change the network, or use another checkpoint.",
+    ) -> None:
         """Refuse a checkpoint whose tensors are not the model's, or its state not the trainer's, naming the first."""
         theirs, ours = self.state_dict, model.state_dict()
         for key in [*ours, *theirs]:
             shapes = [kind(state[key]) if key in state else "missing" for state in (theirs, ours)]
             if shapes[0] != shapes[1]:
-                refuse(
-                    f"{self.path}: {key} is {shapes[0]} in the checkpoint and {shapes[1]} in the model. "
-                    "Leave out --model flags and configs that change the network, or use another checkpoint."
-                )
+                refuse(f"{self.path}: {key} is {shapes[0]} in the checkpoint and {shapes[1]} in the model. {remedy}")
             if not all_finite(theirs[key]):
                 refuse(f"{self.path}: {key} is NaN or infinite, expected finite weights. Use another checkpoint.")
         if trainer is not None:
@@ -231,7 +233,7 @@ class Checkpoint:
             wrong = f"its settings are not this version's ({reason(error)})"
             refuse(f"{self.path}: {wrong}. Use a checkpoint of this version.")
         if settings["model"]:  # else the command line says what they fit
-            self.check_fits(model)
+            self.check_fits(model, remedy="Its settings make another network. Use a checkpoint of this version.")
 
 
 def check_resume(checkpoint: Checkpoint, trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifier) -> None:

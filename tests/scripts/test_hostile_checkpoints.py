@@ -136,7 +136,7 @@ BUFFER = ("optimizer_states", 0, "state", 0, "momentum_buffer")
         (
             ("hyper_parameters", "num_classes"),
             10**9,
-            "net.fc8.weight is (10, 12) in the checkpoint and (1000000000, 12)",
+            "(10, 12) in the checkpoint and (1000000000, 12) in the model. Its settings make another network. Use a",
         ),
         (("CIFAR10DataModule", "std"), torch.tensor([-1.0, 1, 1]), "std: no statistics of RGB values"),
         (("loops", "fit_loop", "epoch_progress", "current", "processed"), 2**60, "processed: 1152921504606846976"),
