@@ -45,9 +45,9 @@ def alexnet_cifar10(checkpoint: str | Path) -> nn.Module:
         from running.image_classifier import ImageClassifier
 
         with redirect_stderr(said):
-            model = ImageClassifier.of(Checkpoint.read(Path(checkpoint)))
+            model = ImageClassifier.of(Checkpoint.read(Path(checkpoint), "checkpoint"))
     except SystemExit:  # a script's way to refuse
-        raise ValueError(said.getvalue().strip().removeprefix("error: ").replace("--ckpt_path", "checkpoint")) from None
+        raise ValueError(said.getvalue().strip().removeprefix("error: ")) from None
     finally:
         sys.path.remove(scripts)
     sys.stderr.write(said.getvalue())  # such as: taken from the file before

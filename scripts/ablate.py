@@ -29,17 +29,18 @@ from pathlib import Path
 
 from ablation.plan import CONFIGS, Job, choose, cost, plan, seconds_of, state_of
 from ablation.plots import curves_figure, figure1
-from ablation.sweep import Sweep, dask_engine, delete_logs, local_engine, local_gpus, lock
+from ablation.sweep import Engine, Sweep, dask_engine, delete_logs, local_engine, local_gpus, lock
 from ablation.table import RULE, comparable, compare, markdown, read_runs
 from rich.console import Console
 from rich.table import Column, Table
 from running.errors import ScriptParser, printable, refuse
-from running.outputs import check_output
+from running.outputs import check_output, png_mark, png_of
 
 from callbacks.checkpoints.files import write_whole
 
 # What is written of all runs, and by what it is known.
-WRITTEN = {"table.md": "# Ablations", "curves.png": "Matplotlib", "figure1.png": "Matplotlib"}
+SOFTWARE = "ablate.py"
+WRITTEN = {"table.md": "# Ablations", "curves.png": png_mark(SOFTWARE), "figure1.png": png_mark(SOFTWARE)}
 # What every run is given by this script, and why --ckpt_path and the like can't be extra flags.
 OURS = ("--seed_everything", "--trainer.logger", "--ckpt_path", "--config", "-c", "--print_config", "--help", "-h")
 
@@ -97,7 +98,9 @@ def main(words: Sequence[str] | None = None) -> None:
         if other and not options.redo:
             raise ValueError(states[str(other[0])])
         print(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them done before, {len(todo)} to do", flush=True)
-        if said := cost(todo, seconds_of(everything), options.jobs or 1):
+        gpus = local_gpus(flags, everything[0].recipe["settings"]) if todo and not options.scheduler else []
+        jobs = options.jobs or max(1, len(gpus))
+        if not options.scheduler and (said := cost(todo, seconds_of(everything), jobs)):
             print(said, flush=True)
         if options.dry_run:
             for job in todo:
@@ -112,21 +115,18 @@ def main(words: Sequence[str] | None = None) -> None:
                 print(printable(f"again: {job}: {states[str(job)].split('. ')[0]}"), flush=True)
                 job.summary.unlink(missing_ok=True)
                 delete_logs(job.folder)
-            status = run(options, flags, todo, everything)
+            engine = dask_engine(options.scheduler) if options.scheduler and todo else local_engine(jobs, gpus)
+            status = run(engine, options.out, todo, everything)
     except (ValueError, OSError) as error:
         refuse(str(error))
     raise SystemExit(status)
 
 
-def run(options: argparse.Namespace, flags: list[str], todo: list[Job], everything: list[Job]) -> int:
+def run(engine: Engine, out: Path, todo: list[Job], everything: list[Job]) -> int:
     """Do what is to be done, write the table, and return the exit status."""
-    if options.scheduler and todo:
-        engine = dask_engine(options.scheduler)
-    else:
-        engine = local_engine(options.jobs, local_gpus(flags, everything[0].recipe["settings"]) if todo else [])
     sweep = Sweep(engine, todo, everything)
     sweep.run()
-    tell(options.out)
+    tell(out)
     if sweep.signals:
         left = len(todo) - len(sweep.kept)
         print(f"stopped with {left} runs to do: the same command goes on with them", file=sys.stderr)
@@ -152,7 +152,7 @@ def tell(out: Path) -> bool:
     written = [out / "table.md"]
     for name, figure in (("curves.png", curves_figure(runs)), ("figure1.png", figure1(runs))):
         if figure is not None:
-            figure.savefig(out / name)
+            write_whole(out / name, png_of(figure, SOFTWARE))
             written.append(out / name)
     console = Console(markup=False, emoji=False)  # a variant may be called b[exp a]
     console.print(table)

@@ -15,7 +15,6 @@ from running.start import script
 
 # isort: split
 import argparse
-import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -31,17 +30,15 @@ from running.checkpoint import Checkpoint
 from running.errors import ScriptParser, argument_errors, printable, refuse
 from running.figures import percent
 from running.gallery import check_same_classes, load, probabilities_of
-from running.outputs import check_output, check_place, csv_text
+from running.outputs import check_output, check_place, csv_text, png_mark, png_of
 from torch import Tensor
 from tqdm import tqdm
 
 from callbacks.checkpoints.files import write_whole
-from datamodules import CIFAR10DataModule
 from datamodules.corruptions import CORRUPTIONS
 from datamodules.sources import CLASSES, find_cifar10, load_cifar10
 from datamodules.sources.arrays import load_arrays
 from datamodules.subset import alternating
-from lightning_modules import AlexNetClassifier
 
 SOFTWARE = "evaluate.py"  # by which the files are known
 COLUMNS = ("images", "strength", "size", "top1", "top5", "baseline_top1")
@@ -57,9 +54,9 @@ class Score(NamedTuple):
     top5: float
 
 
-def score(model: AlexNetClassifier, data: CIFAR10DataModule, images: Tensor, targets: Tensor) -> tuple[float, float]:
-    """Top-1 and top-5, in ``[0, 1]``, of raw images ``(N, 3, 32, 32)`` uint8."""
-    best = probabilities_of(model, data, images).topk(5, dim=1).indices
+def score(probabilities: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Top-1 and top-5, in ``[0, 1]``, of probabilities ``(N, C)`` and labels ``(N,)``."""
+    best = probabilities.topk(5, dim=1).indices
     right = best == targets[:, None]
     return float(right[:, 0].double().mean()), float(right.any(1).double().mean())
 
@@ -82,8 +79,9 @@ def scores_of(
     for name, strength in tqdm([*sets, *((name, None) for name in folders)], desc="testing", disable=None, leave=False):
         seen = images if strength is None else CORRUPTIONS[name][0](images, strength)
         seen, labels = folders.get(name, (seen, targets))
-        for scores, (model, data) in zip(found, networks, strict=True):
-            scores.append(Score(name, strength, len(seen), *score(model, data, seen, labels)))
+        for scores, checkpoint, network in zip(found, checkpoints, networks, strict=True):
+            said = probabilities_of(checkpoint, *network, seen)
+            scores.append(Score(name, strength, len(seen), *score(said, labels)))
     return found
 
 
@@ -166,7 +164,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Test, and write down what came of it."""
     options = parse(words)
     with argument_errors("--"):
-        marks = {".json": f'"software": "{SOFTWARE}"', ".csv": ",".join(COLUMNS), ".png": f"Software\0{SOFTWARE}"}
+        marks = {".json": f'"software": "{SOFTWARE}"', ".csv": ",".join(COLUMNS), ".png": png_mark(SOFTWARE)}
         for ending, mark in marks.items():
             check_output("--out", options.out.with_suffix(ending), mark)
         folders = {path.resolve().name: read_folder(path) for path in options.data}
@@ -174,7 +172,8 @@ def main(words: Sequence[str] | None = None) -> None:
             refuse("--data: two folders of one name, expected a name for each. Rename one.")
         if clash := folders.keys() & {"test", *CORRUPTIONS}:
             refuse(f"--data: {clash.pop()}, expected another name than a corruption's. Rename the folder.")
-        checkpoints = [Checkpoint.read(path) for path in (options.ckpt_path, options.baseline) if path]
+        given = {"--ckpt_path": options.ckpt_path, "--baseline": options.baseline}
+        checkpoints = [Checkpoint.read(path, flag) for flag, path in given.items() if path]
         names = [checkpoint.class_names for checkpoint in checkpoints]
         if names[0] != names[-1]:
             refuse(f"--baseline: {options.baseline}, of other classes than {options.ckpt_path}. Name another.")
@@ -188,10 +187,9 @@ def main(words: Sequence[str] | None = None) -> None:
             "scores": [found._asdict() for found in ours],
             "baseline_scores": [found._asdict() for found in baseline],
         }
-        picture = io.BytesIO()
-        figure_of(ours, baseline).savefig(picture, format="png", metadata={"Software": SOFTWARE})
-        contents: dict[str, bytes | str] = {".json": json.dumps(figures, indent=2) + "\n", ".png": picture.getvalue()}
+        contents: dict[str, bytes | str] = {".json": json.dumps(figures, indent=2) + "\n"}
         contents[".csv"] = as_csv(ours, baseline)
+        contents[".png"] = png_of(figure_of(ours, baseline), SOFTWARE)
         for ending, content in contents.items():
             write_whole(options.out.with_suffix(ending), content)
     print_table(ours, baseline)

@@ -29,7 +29,7 @@ from running.errors import ScriptParser, argument_errors, refuse
 from running.figures import MAPPING, NUMBER, Kind, check_figures, read_figures
 from running.machine import versions
 from running.memory import keep_memory
-from running.outputs import check_output
+from running.outputs import check_output, png_mark, png_of
 from torch import Tensor
 
 from callbacks import activation_stats
@@ -42,8 +42,10 @@ LOSS = Kind("a loss", lambda value: isinstance(value, float))  # NaN and infinit
 LAYERS = (*activation_stats.LAYERS, "fc8")
 SIZE = 64  # pixels
 PLATEAU = math.log(10)
+SOFTWARE = "plateau.py"  # by which the picture is known
 LEFT = 0.05  # a mean loss this far below ln 10 over the epoch's last ten steps counts as having left
 ROOT = Path(__file__).resolve().parent.parent
+KEPT, PAGE = ROOT / "results" / "plateau.json", ROOT / "docs" / "plateau.md"
 
 
 class Trial(NamedTuple):
@@ -178,7 +180,7 @@ def draw(done: dict[str, Any]) -> Figure:
 
 def table(done: dict[str, Any]) -> str:
     """A line for each trial, in Markdown."""
-    measured = ("fc8's outputs differ between images by", "first step changes conv1 by", "loss, steps 31-40")
+    measured = ("fc8's outputs differ between images by", "first step changes conv1 by", "loss, last ten steps")
     rows = []
     for name in [name for name in TRIALS if name in done]:
         start, last = done[name]["start"], end(done[name]["losses"])
@@ -196,19 +198,25 @@ def main() -> None:
     parser.add_argument("--subset_size", type=int, default=5000, help="images to train on")
     parser.add_argument("--steps", type=int, help="stop after so many (default: the whole epoch)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, default=ROOT / "results" / "plateau.json", help="where the figures go")
-    parser.add_argument("--png", type=Path, default=ROOT / "docs" / "plateau.png", help="where the picture goes")
-    parser.add_argument("--md", type=Path, default=ROOT / "docs" / "plateau.md", help="the page that has the table")
+    parser.add_argument("--json", type=Path, default=KEPT, help="where the figures go (default: results/plateau.json)")
+    parser.add_argument("--png", type=Path, help="where the picture goes (default: docs/, or beside another --json)")
+    parser.add_argument("--md", type=Path, help="the page that has the table (default: likewise)")
     parser.add_argument("--plot", action="store_true", help="picture and table from the figures alone")
     args = parser.parse_args()
     if args.steps is not None and args.steps < 1:
         parser.error(f"--steps: {args.steps}, expected 1 or more")
-    for flag, mark in (("json", '"trial"'), ("png", "Matplotlib")):
+    beside = PAGE if args.json.resolve() == KEPT else args.json
+    args.png, args.md = args.png or beside.with_suffix(".png"), args.md or beside.with_suffix(".md")
+    for flag, mark in (("json", '"trial"'), ("png", png_mark(SOFTWARE))):
         check_output(f"--{flag}", getattr(args, flag), mark)
     keep_memory()
     options = {key: getattr(args, key) for key in ("seed", "steps", "root", "source", "subset_size")}
     with argument_errors(""):
         kept = read_kept(args.json) if args.json.exists() else {}
+        for name in [] if args.plot else kept:
+            was = {key: kept[name]["settings"].get(key) for key in options}
+            if was != options:  # side by side they would pass for comparable
+                raise ValueError(f"json: {args.json} has {name} with {was}, not {options}. Choose another --json.")
     for name in [] if args.plot else args.only or TRIALS:
         trial = TRIALS[name]
         settings = {"trial": trial._asdict(), **options}
@@ -219,7 +227,7 @@ def main() -> None:
         print(f"{name}: loss of the last ten steps {end(kept[name]['losses']):.3f}", flush=True)
     if kept:
         args.png.parent.mkdir(parents=True, exist_ok=True)
-        draw(kept).savefig(args.png, dpi=100)
+        write_whole(args.png, png_of(draw(kept), SOFTWARE))
         print(table(kept), end="")
         try:
             if args.md.exists():

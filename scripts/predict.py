@@ -133,9 +133,7 @@ def main(words: Sequence[str] | None = None) -> None:
         checkpoint = Checkpoint.read(options.ckpt_path)
         path = checkpoint.path
         model, datamodule = load(checkpoint, options.root, options.test_crops)
-        probabilities = probabilities_of(model, datamodule, photos)
-        if not bool(probabilities.isfinite().all()):
-            refuse(f"{path}: probabilities are NaN, expected finite ones. Use another checkpoint.")
+        probabilities = probabilities_of(checkpoint, model, datamodule, photos)
         classes = checkpoint.class_names
         found = neighbours_of(model, datamodule, checkpoint, photos, options.k) if options.k else {}
         shown = photos[:SHOWN_PHOTOS]
@@ -166,9 +164,10 @@ def main(words: Sequence[str] | None = None) -> None:
         for ending, content in contents.items():
             write_whole(options.out.with_suffix(ending), content)
     print_table([row for row in rows if row[0] in names[: len(shown)]])
-    if len(shown) < len(names) or options.k > SHOWN_NEIGHBOURS:
-        columns = min(options.k, SHOWN_NEIGHBOURS)
-        print(f"shown: {len(shown)} of {len(names)} pictures; in the panel {columns} of {options.k} neighbours")
+    k = options.k if found else 0
+    if len(shown) < len(names) or k > SHOWN_NEIGHBOURS:
+        neighbours = f"; in the panel {min(k, SHOWN_NEIGHBOURS)} of {k} neighbours" if k else ""
+        print(f"shown: {len(shown)} of {len(names)} pictures{neighbours}")
     print(printable(f"written: {', '.join(str(options.out.with_suffix(ending)) for ending in contents)}"))
 
 

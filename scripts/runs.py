@@ -12,7 +12,6 @@ from __future__ import annotations
 from running.start import script
 
 # isort: split
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,15 +25,17 @@ from rich.console import Console
 from rich.table import Column, Table
 from running.errors import ScriptParser, printable, refuse
 from running.figures import duration, percent, read_summary
-from running.outputs import check_output, check_place, csv_text
-from running.settings import PLACES, leaves
+from running.flags import leaves
+from running.outputs import check_output, check_place, csv_text, png_mark, png_of
+from running.settings import PLACES
 
 from callbacks.checkpoints.files import write_whole
 
-NEEDED = ("data", "images", "epochs", "seed", "seconds")
+NEEDED = ("data", "epochs", "seed", "seconds")
 FIGURES = ("data", "images", "epochs", "seconds", "train_top1", "val_top1", "test_top1", "test_top5")
 NAMES = PLACES | {"name", "version", "config"}  # settings that say where and what a run is called
-CSV_MARK = "run,"  # how a list of ours begins
+SOFTWARE = "runs.py"  # by which the picture is known, as the list is by how it begins
+CSV_MARK = ",".join(("run", *FIGURES))
 WIDE = 160  # characters of a table that goes to a file
 REMEDY = "Delete it, or put a finished run's in its place"
 
@@ -67,7 +68,7 @@ def read_runs(places: Sequence[Path]) -> list[Run]:
         try:
             runs.append(read_run(path))
         except (OSError, ValueError) as error:
-            print(f"left out: {error}", file=sys.stderr)
+            print(printable(f"left out: {error}"), file=sys.stderr)
     return sorted(runs, key=lambda run: (-run.figures.get("val_top1", 0), run.folder))
 
 
@@ -78,10 +79,10 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def as_csv(runs: Sequence[Run]) -> str:
-    """A line for each run: the folder, what differs, and the figures, shares in ``[0, 1]`` and times in seconds."""
+    """A line for each run: the folder, the figures, and what differs; shares in ``[0, 1]`` and times in seconds."""
     names = differing(runs)
-    rows = ([run.folder, *map(run.settings.get, names), *map(run.figures.get, FIGURES)] for run in runs)
-    return csv_text([["run", *names, *FIGURES], *rows])
+    rows = ([run.folder, *map(run.figures.get, FIGURES), *map(run.settings.get, names)] for run in runs)
+    return csv_text([["run", *FIGURES, *names], *rows])
 
 
 def as_table(runs: Sequence[Run]) -> Table:
@@ -94,16 +95,10 @@ def as_table(runs: Sequence[Run]) -> Table:
         found = run.figures
         settings = " ".join(f"{name.split('.')[-1]}={run.settings[name]}" for name in names if name in run.settings)
         top1 = (percent([found[key]] if key in found else []) for key in ("val_top1", "test_top1"))
-        counts = f"{found['images']:,}", str(found["epochs"]), duration([found["seconds"]])
+        images = f"{found['images']:,}" if "images" in found else "-"  # those it was trained on, not only tested
+        counts = images, str(found["epochs"]), duration([found["seconds"]])
         table.add_row(run.folder, settings, *counts, *top1)
     return table
-
-
-def as_png(runs: Sequence[Run]) -> bytes:
-    """:func:`curves_figure` as a file."""
-    picture = io.BytesIO()
-    curves_figure(runs).savefig(picture, format="png")
-    return picture.getvalue()
 
 
 def curves_figure(runs: Sequence[Run]) -> Figure:
@@ -136,7 +131,7 @@ def main(words: Sequence[str] | None = None) -> None:
             refuse(f"{place}: no such folder. Name one that fit.py wrote runs to.")
     for flag, path, ending, mark in (
         ("--csv", options.csv, ".csv", CSV_MARK),
-        ("--curves", options.curves, ".png", "Matplotlib"),
+        ("--curves", options.curves, ".png", png_mark(SOFTWARE)),
     ):
         if path:
             check_place(parser, flag, path, ending)
@@ -146,7 +141,7 @@ def main(words: Sequence[str] | None = None) -> None:
         refuse(f"{' '.join(map(str, options.places))}: no summary.json below. Name a folder with a finished run.")
     width = None if sys.stdout.isatty() else WIDE
     Console(width=width, markup=False, emoji=False).print(as_table(runs))  # a folder may be called [red]
-    for path, contents in ((options.csv, as_csv), (options.curves, as_png)):
+    for path, contents in ((options.csv, as_csv), (options.curves, lambda runs: png_of(curves_figure(runs), SOFTWARE))):
         if path:
             try:
                 write_whole(path, contents(runs))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from running.figures import MAPPING, TEXT, check_figures, duration, read_figures
+from running.flags import leaves
 from running.machine import computer
 
 from ablation.claims import BASELINE, CLAIMS
@@ -92,14 +93,6 @@ def _shown(word: str) -> str:
     return word
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config with dotted keys: ``{"model": {"lrn": False}}`` becomes ``{"model.lrn": False}``."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
 def read_config(path: Path) -> dict[str, Any]:
     """A config file with dotted keys; a ValueError of one line if it is none."""
     try:
@@ -111,7 +104,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {' '.join(str(error).split())}, expected YAML. Mend it.") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path}: a {type(config).__name__}, expected settings. Mend it.")
-    return flatten(config)
+    return dict(leaves(config))
 
 
 def choose(only: Sequence[str] | None, baseline: Path) -> list[Variant]:

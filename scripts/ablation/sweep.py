@@ -219,9 +219,8 @@ class Engine(NamedTuple):
     close: Callable[[], object]
 
 
-def local_engine(jobs: int | None, gpus: Sequence[str]) -> Engine:
-    """Threads of this process: ``jobs`` of them, or one for each GPU, or one."""
-    count = jobs or max(1, len(gpus))
+def local_engine(count: int, gpus: Sequence[str]) -> Engine:
+    """So many threads of this process."""
     executor, slots = ThreadPoolExecutor(count), environments(count, gpus, os.environ)
     return Engine(executor, lambda: count, slots, lambda: executor.shutdown(wait=False))
 

@@ -66,15 +66,15 @@ class Checkpoint:
     digest: str
 
     @classmethod
-    def read(cls, path: Path) -> Checkpoint:
+    def read(cls, path: Path, flag: str = "--ckpt_path") -> Checkpoint:
         """Read the file, or where it is damaged the one before it, without running any code of its own.
 
-        What can't be used is refused in one line.
+        What can't be used is refused in one line; ``flag`` named it.
         """
         if not path.exists() and not previous(path).is_file():
-            refuse(f"--ckpt_path: {path} is no file. Name one, such as logs/alexnet/version_0/checkpoints/best.ckpt.")
+            refuse(f"{flag}: {path} is no file. Name one, such as logs/alexnet/version_0/checkpoints/best.ckpt.")
         if not str(path).isprintable():  # Lightning prints it as it is
-            refuse(f"--ckpt_path: {path}, expected a name that a terminal can show. Rename it.")
+            refuse(f"{flag}: {path}, expected a name that a terminal can show. Rename it.")
         try:
             opened = open_intact(path)
             if opened.wrong is not None:
@@ -141,7 +141,8 @@ class Checkpoint:
             config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             return None
-        return config if isinstance(config, dict) and {"trainer", "model", "data"} <= config.keys() else None
+        groups = [config.get(name) for name in ("trainer", "model", "data")] if isinstance(config, dict) else [None]
+        return config if all(isinstance(group, dict) for group in groups) else None
 
     @property
     def statistics(self) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     DeviceStatsMonitor,
+    EarlyStopping,
     LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
@@ -111,13 +112,11 @@ def check_pass(trainer: Any, datamodule: CIFAR10DataModule, stage: Pass) -> None
 
 def _monitors(trainer: Any, best: ModelCheckpoint) -> list[tuple[str, str, Any]]:
     """What callbacks watch, each after what says so and before the callback."""
-    found = []
-    for callback in trainer.callbacks:
-        named = f"--trainer.callbacks: {type(callback).__name__}.monitor"
-        flag = "--best_checkpoint.monitor" if callback is best else named
-        if isinstance(monitor := getattr(callback, "monitor", None), str) and getattr(callback, "strict", True):
-            found.append((flag, monitor, callback))
-    return found
+    return [
+        ("--best_checkpoint.monitor" if c is best else f"--trainer.callbacks: {type(c).__name__}.monitor", c.monitor, c)
+        for c in trainer.callbacks
+        if isinstance(c, EarlyStopping | ModelCheckpoint) and c.monitor and getattr(c, "strict", True)
+    ]
 
 
 def _at_end(callback: Any, default: bool) -> bool:

@@ -237,7 +237,7 @@ class ExperimentCLI(LightningCLI):
         if name == "fit" and checkpoint.config:
             said = f"settings come from {checkpoint.config_file}"
         elif name == "fit":
-            missing = f"{checkpoint.config_file}: missing, expected the settings of its run's trainer"
+            missing = f"{checkpoint.config_file}: missing or no config, expected the settings of its run's trainer"
             epochs = now["trainer"]["max_epochs"]
             print(printable(f"warning: {missing}. Those of now are taken: {epochs} epochs."), file=sys.stderr)
         changes = overridden(run, now)
@@ -347,21 +347,23 @@ def parse(parser: LightningArgumentParser, words: list[str]) -> Any:
 def found_configs(words: Sequence[str]) -> list[str]:
     """The command line with its configs found, also from another folder.
 
-    Of an empty one nothing is left, and letters beyond ASCII are escaped: jsonargparse would read the file in what the
-    system takes for its encoding.
+    Of an empty one nothing is left, a pipe is replaced by what came out of it, and letters beyond ASCII are escaped:
+    jsonargparse would read the file in what the system takes for its encoding.
     """
     found = list(words)
     for place, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag not in ("-c", "--config") or (not equals and place + 1 == len(words)):
             continue
-        given = Path(value if equals else words[place + 1]).expanduser()
-        path = given if given.exists() or not (CONFIGS.parent / given).is_file() else CONFIGS.parent / given
-        value = str(path) if path != given else value if equals else words[place + 1]
+        value = value if equals else words[place + 1]
         with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # which the parser will find too
+            path = Path(value).expanduser()
+            if not path.exists() and (CONFIGS.parent / path).is_file():
+                path = CONFIGS.parent / path
+                value = str(path)
             contents = path.read_bytes()
             says = yaml.safe_load(contents.decode())
-            if says is None or not contents.isascii():
+            if says is None or not contents.isascii() or not path.is_file():  # a pipe is read once
                 value = yaml.safe_dump(says or {})
         found[place + (not equals)] = f"{flag}={value}" if equals else value
     return found

@@ -1,10 +1,11 @@
-"""What ``fit.py --help`` starts with, and which flag somebody meant who wrote another."""
+"""What ``fit.py --help`` starts with, a config's values by their flags, and which flag somebody meant."""
 
 from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 HELP = """\
 usage: fit.py [fit | validate | test | predict] [flags]
@@ -50,6 +51,15 @@ def help_alone() -> None:
     if sys.argv[1:] in (["-h"], ["--help"]):
         print(HELP, end="")
         raise SystemExit(0)
+
+
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A nested config's values by their dotted names: ``{"model": {"lrn": False}}`` has ``model.lrn``."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def nearest(word: str, flags: Iterable[str]) -> str | None:

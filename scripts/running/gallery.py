@@ -72,12 +72,21 @@ def inputs_of(model: AlexNetClassifier, datamodule: CIFAR10DataModule, images: T
 
 
 @torch.inference_mode()
-def probabilities_of(model: AlexNetClassifier, datamodule: CIFAR10DataModule, images: Tensor) -> Tensor:
-    """What the network says of raw images, of one crop or ten: ``(N, C)`` float32 on the CPU."""
+def probabilities_of(
+    checkpoint: Checkpoint, model: AlexNetClassifier, datamodule: CIFAR10DataModule, images: Tensor
+) -> Tensor:
+    """What a checkpoint's network says of raw images, of one crop or ten: ``(N, C)`` float32 on the CPU.
+
+    Raises:
+        ValueError: If they are NaN, which would be ranked like numbers.
+    """
     view: View = "ten_crops" if datamodule.test_crops == 10 else "centre"
     chunks = images.split(max(1, datamodule.batch_size // datamodule.test_crops))
     said = [model.log_probabilities(inputs_of(model, datamodule, chunk, view)).exp().float().cpu() for chunk in chunks]
-    return torch.cat(said)
+    probabilities = torch.cat(said)
+    if not bool(probabilities.isfinite().all()):
+        raise ValueError(f"{checkpoint.path}: probabilities are NaN, expected finite ones. Use another checkpoint.")
+    return probabilities
 
 
 def seen_and_heat(

@@ -6,9 +6,12 @@ import csv
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from running.errors import ScriptParser, refuse
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def check_place(parser: ScriptParser, flag: str, path: Path, ending: str) -> None:
@@ -24,6 +27,18 @@ def csv_text(rows: Iterable[Iterable[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
+
+
+def png_of(figure: Figure, software: str) -> bytes:
+    """A figure as a PNG file that says which script drew it."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": software})
+    return picture.getvalue()
+
+
+def png_mark(software: str) -> str:
+    """How :func:`check_output` knows a script's PNG files."""
+    return f"Software\0{software}"
 
 
 def check_output(flag: str, path: Path, mark: str, inputs: Iterable[Path] = ()) -> None:

@@ -24,6 +24,7 @@ from datamodules import CIFAR10DataModule
 from running.errors import refuse
 from running.figures import duration, percent
 from running.machine import computer, versions
+from running.markdown import table as markdown_table
 
 
 def summarise_fit(trainer: Trainer, history: RunHistory, chosen: ModelCheckpoint, path: str | None) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def report(trainer: Trainer, datamodule: CIFAR10DataModule, figures: dict[str, A
         "precision": trainer.precision,
         "seed": config.seed_everything,
         "command": shlex.join(["python", *sys.argv]),
-        "machine": f"{computer()}, {trainer.num_devices} x {name}",
+        "machine": f"{computer()}, {trainer.world_size} x {name}",
         "versions": versions("torch", "lightning"),
     }
     rows, refused = table_rows(summary), ""
@@ -140,7 +141,7 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 def markdown(rows: list[tuple[str, str]], summary: dict[str, Any]) -> str:
     """``summary.md``: the table, and under it what a number is nothing without."""
-    lines = [f"# {summary['data']}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+    lines = [f"# {summary['data']}", "", markdown_table(("", ""), rows)]
     said = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     lines += [f"`{summary['command']}`, seed {summary['seed']}", "", f"{summary['machine']}; {said}", ""]
     return "\n".join(lines)

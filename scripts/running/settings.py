@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from callbacks import LOOKS
 from callbacks.slurm import slurm_job
 from running.checkpoint import Checkpoint
 from running.errors import refuse
+from running.flags import leaves
 
 # Settings that name a file or folder.
 PLACES = {"root", "predict_folder", "ckpt_path", "save_dir", "default_root_dir", "dirpath"}
@@ -126,7 +127,7 @@ def run_settings(checkpoint: Checkpoint, subcommand: str) -> dict[str, Any]:
                 arguments[key] = arguments[key].removesuffix(STAND_IN).removesuffix(STAND_IN[1:])
     for key in LOOKS:  # what --looks said then it may say otherwise now
         look = run.get(key, {})
-        if look.get("enabled") == run.get("looks"):
+        if isinstance(look, dict) and look.get("enabled") == run.get("looks"):
             look.pop("enabled", None)
     return run
 
@@ -147,12 +148,3 @@ def check_schedule(changes: Mapping[str, tuple[Any, Any]], schedule: str) -> Non
     for name in ("schedule", "lr", "warmup", "milestones") if schedule in ("one_cycle", "milestones") else ():
         if change := changes.get(f"model.{name}"):
             raise ValueError(f"--model.{name}: {change[1]}, but the run that goes on began with {change[0]}. {remedy}")
-
-
-def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values."""
-    for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

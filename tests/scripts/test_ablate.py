@@ -260,6 +260,12 @@ def test_what_the_rest_will_cost_is_said(
         "12 runs, 4 of them done before, 8 to do",
         "4 runs to train, about 1 min 01 s each: 4 min 04 s in all, 1 at a time",
     ]
+    with monkeypatch.context() as patch:
+        patch.setattr(ablate, "local_gpus", lambda flags, settings: ["0", "1", "2", "3"])
+        assert sweep("--seeds", "4", "--only", "tanh", "--dry-run") == 0
+        assert "about 1 min 01 s each: 1 min 01 s in all, 4 at a time\n" in capsys.readouterr().out
+    assert sweep("--seeds", "4", "--only", "tanh", "--dry-run", "--scheduler", "tcp://nowhere:1") == 0
+    assert "to train" not in capsys.readouterr().out  # only its workers know how many at a time
     monkeypatch.setattr(plan, "computer", lambda: "another CPU")  # the times of one say nothing of the other
     assert sweep("--seeds", "4", "--only", "tanh", "--dry-run") == 0
     assert "to train" not in capsys.readouterr().out

@@ -137,6 +137,8 @@ def test_the_mean_corruption_error_by_hand() -> None:
         (["--data", "blur"], "--data: blur, expected another name"),
         (["--data", "a/blur", "blur"], "--data: two folders of one name"),
         (["--ckpt_path", "nowhere.ckpt"], "--ckpt_path: nowhere.ckpt is no file"),
+        (["--baseline", "nowhere.ckpt"], "--baseline: nowhere.ckpt is no file"),
+        (["--baseline", "huge.ckpt"], "huge.ckpt: probabilities are NaN, expected finite ones"),
     ],
 )
 def test_refusals_take_one_line(
@@ -148,6 +150,9 @@ def test_refusals_take_one_line(
             np.save(f"{name}/a_data.npy", np.zeros((1, 32, 32, 3), np.uint8))
             np.save(f"{name}/a_labels.npy", np.zeros(1, np.int64))
     Path("mine.json").write_text("{}", encoding="utf-8")
+    huge = torch.load(CKPT, weights_only=True)  # finite weights, of which come infinite logits
+    huge["state_dict"] = {name: torch.full_like(weights, 3e38) for name, weights in huge["state_dict"].items()}
+    torch.save(huge, "huge.ckpt")
     with pytest.raises(SystemExit) as exit_:
         evaluate.main(["--ckpt_path", str(CKPT), *words])
     assert exit_.value.code == 2

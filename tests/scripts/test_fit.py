@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +146,23 @@ def test_a_config_without_values_says_nothing(fit: Fit, capsys: pytest.CaptureFi
     Path("empty.yaml").write_text(text, encoding="utf-8")
     assert fit("-c", "empty.yaml", "--print_config", small=False) == 0
     assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_epochs"] == 10
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_a_config_may_come_through_a_pipe(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ``-c <(sed ... configs/paper.yaml)`` gives it, which can be read once."""
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=Path("pipe").write_text, args=("model: {lr: 0.125}\n",), daemon=True)
+    writer.start()
+    assert fit("-c", "pipe", "--print_config", small=False) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["lr"] == 0.125
+
+
+def test_a_config_may_be_longer_than_a_file_s_name(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ``-c "$(cat mine.yaml)"`` gives it."""
+    text = "model: {lr: 0.125}\n" + "# a word of why\n" * 50
+    assert fit("-c", text, "--print_config", small=False) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["lr"] == 0.125
 
 
 def test_a_config_is_also_looked_for_beside_the_project(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,6 +114,14 @@ def test_an_epochs_end_may_be_chosen_by_with_validation_within_it(fit: Fit, call
     assert fit(*UNSEEN, "--trainer.val_check_interval=0.5", *words) == 0
 
 
+def test_a_callback_of_the_user_s_own_may_watch_what_it_likes(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only Lightning's own have a mode, and stumble over a metric that is not there."""
+    own = "from lightning.pytorch import Callback\nclass Own(Callback):\n    monitor = 'val/mine'\n"
+    Path("own_callback.py").write_text(own, encoding="utf-8")
+    monkeypatch.syspath_prepend(".")
+    assert fit(*UNSEEN, f"{CB}+=own_callback.Own") == 0
+
+
 def test_pruned_weights_are_saved_and_tested(fit: Fit) -> None:
     """Half of them are zero, under the names that the network has without the callback."""
     words = [

@@ -11,8 +11,8 @@ import benchmark
 import plateau
 import pytest
 from helpers import ROOT
-from PIL import Image
-from running.outputs import check_output
+from matplotlib.figure import Figure
+from running.outputs import check_output, png_mark
 
 Main = Callable[[], object]
 SCRIPTS: dict[str, tuple[str, str, str]] = {  # the script's words, the user's file, one of the script's own
@@ -32,7 +32,7 @@ def test_a_file_of_the_user_s_is_refused_before_work_begins(
     script, *options = words.split()
     theirs = Path(name)
     if theirs.suffix == ".png":
-        Image.new("RGB", (9, 9)).save(theirs)
+        Figure().savefig(theirs)  # whoever draws with Matplotlib has such files
     else:
         theirs.write_text('{"name": "mine", "machine": "EPYC", "settings": {}}\n', encoding="utf-8")  # as a run's
     before = theirs.read_bytes()
@@ -46,7 +46,7 @@ def test_a_file_of_the_user_s_is_refused_before_work_begins(
     assert f"{name} is there and not this script's own" in capsys.readouterr().err
     assert theirs.read_bytes() == before
     if own:  # what is kept here can be written anew
-        mark = {"benchmark": '"quick"', "plateau": '"trial"' if "json" in own else "Matplotlib"}
+        mark = {"benchmark": '"quick"', "plateau": '"trial"' if "json" in own else png_mark("plateau.py")}
         check_output("--out", ROOT / own, mark.get(script, ablate.WRITTEN.get(name, "")))
     theirs.write_bytes(b"")  # as mktemp makes it
     check_output("--out", theirs, "a mark")

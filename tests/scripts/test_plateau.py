@@ -80,6 +80,23 @@ def test_figures_are_kept_and_taken_up(
     monkeypatch.setattr(plateau, "run", lambda *args, **kwargs: pytest.fail("trained again"))
     assert "| He's initialisation, biases 0 |" in call("--only", "he")
     assert "| He's initialisation, biases 0 |" in call("--plot")
+    before = [(tmp_path / f"p.{kind}").read_bytes() for kind in ("json", "png", "md")]
+    with pytest.raises(SystemExit):
+        call("--only", "paper", "--steps", "1")  # which would stand beside those of two steps
+    assert "p.json has he with {'seed': 0, 'steps': 2, " in capsys.readouterr().err
+    assert [(tmp_path / f"p.{kind}").read_bytes() for kind in ("json", "png", "md")] == before
+
+
+def test_other_figures_leave_picture_and_page_of_the_project_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "p.json").write_text((plateau.ROOT / "results/plateau.json").read_text(encoding="utf-8"))
+    ours = [plateau.ROOT / "docs" / name for name in ("plateau.png", "plateau.md")]
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in ours]
+    monkeypatch.setattr("sys.argv", ["plateau.py", "--plot", "--json", str(tmp_path / "p.json")])
+    plateau.main()
+    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in ours] == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.json", "p.png"]
 
 
 def test_the_page_s_table_is_that_of_the_figures() -> None:

@@ -182,8 +182,10 @@ def test_without_the_data_all_but_the_neighbours(
     del checkpoint["CIFAR10DataModule"]["class_names"]  # an earlier version's
     torch.save(checkpoint, "cifar10.ckpt")
     Path("empty").mkdir()
-    predict.main(["--ckpt_path", "cifar10.ckpt", "a.png", "--root", "empty"])
-    assert "no neighbours: --root: no CIFAR-10 in " in capsys.readouterr().err
+    predict.main(["--ckpt_path", "cifar10.ckpt", "a.png", "--root", "empty", "--k", "20"])
+    out, err = capsys.readouterr()
+    assert "no neighbours: --root: no CIFAR-10 in " in err
+    assert "in the panel" not in out
     (found,) = json.loads(Path("predictions.json").read_text(encoding="utf-8"))["pictures"]
     assert "frog" in found["probabilities"]
     assert found["neighbours"] == []

@@ -11,6 +11,7 @@ import pytest
 import runs
 import yaml
 from helpers.ablation import complaint, status
+from matplotlib.figure import Figure
 from PIL import Image
 
 
@@ -42,7 +43,7 @@ def test_the_best_comes_first_with_what_differs_alone(capsys: pytest.CaptureFixt
     assert status(runs.main, "--csv", "runs.csv") == 0
     rows = list(csv.DictReader(Path("runs.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["run"] for row in rows] == ["logs/deep/[red]", "logs/a", "logs/z", "logs/zz"]
-    assert list(rows[0])[:3] == ["run", "model.lr", "seed_everything"]  # not lrn, which is the same, nor a place
+    assert list(rows[0]) == ["run", *runs.FIGURES, "model.lr", "seed_everything"]  # lrn is the same, root a place
     assert [row["model.lr"] for row in rows] == ["0.02", "0.01", "", ""]
     assert [row["seed_everything"] for row in rows] == ["3", "0", "0", "0"]
     assert [row["val_top1"] for row in rows] == ["0.75", "0.5", "0.25", ""]
@@ -62,8 +63,21 @@ def test_a_line_for_each_run_that_kept_its_epochs() -> None:
     assert found["logs/a"] == [[1, 0.25], [2, 0.5]]
     assert list(found) == ["logs/deep/[red]", "logs/a", "logs/z", "logs/zz"]
     assert status(runs.main, "--curves", "curves.png") == 0
-    assert Image.open("curves.png").info["Software"].startswith("Matplotlib")
+    assert Image.open("curves.png").info["Software"] == "runs.py"
     assert status(runs.main, "--curves", "curves.png") == 0  # its own is written anew
+
+
+def test_a_run_that_only_tested_is_listed_without_training_images(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"data": "CIFAR-10", "epochs": 2, "seed": 0, "seconds": 4, "test_top1": 0.5}  # as fit.py test writes it
+    Path("logs/tested").mkdir(parents=True)
+    Path("logs/tested/summary.json").write_text(json.dumps(figures), encoding="utf-8")
+    assert status(runs.main, "--csv", "runs.csv") == 0
+    out, err = capsys.readouterr()
+    (line,) = [line for line in out.splitlines() if "logs/tested" in line]
+    cells = [cell.strip() for cell in line.strip("│").split("│")]
+    assert cells == ["logs/tested", "", "-", "2", "4 s", "-", "50.00 %"]
+    assert not err
+    assert status(runs.main, "--csv", "runs.csv") == 0  # its own is written anew
 
 
 @pytest.mark.parametrize(("name", "text"), [("summary.json", "{"), ("config.yaml", "a: [")])
@@ -93,8 +107,9 @@ def test_what_can_not_be_read_is_told_of_and_left_out(name: str, text: str, caps
 def test_bad_input_is_refused_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     three_runs()
     Path("empty").mkdir()
-    for name in ("mine.csv", "mine.png"):
-        Path(name).write_text("my own\n", encoding="utf-8")
+    Path("mine.csv").write_text("epoch,run,loss\n1,a,0.5\n", encoding="utf-8")
+    Figure().savefig("mine.png")
+    before = [Path(name).read_bytes() for name in ("mine.csv", "mine.png")]
     assert status(runs.main, *words) == 2
     assert complaint(capsys).startswith(f"error: {message}")
-    assert Path("mine.csv").read_text(encoding="utf-8") == "my own\n"
+    assert [Path(name).read_bytes() for name in ("mine.csv", "mine.png")] == before

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 from ablation.claims import BASELINE, CLAIMS
-from ablation.plan import CONFIGS, choose, flatten, plan, read_config, state_of
+from ablation.plan import CONFIGS, choose, plan, read_config, state_of
 from ablation.table import markdown, read_runs
 from helpers import ROOT
 from helpers.ablation import ABLATIONS
+from running.flags import leaves
 
 LRN_13_TO_11 = [*map(str, CONFIGS.glob("*_13_to_11/*without.yaml"))]
 RAW = {"data.input_scale": "raw", "model.init": "code", "model.bias": 0.1, "model.lr": 0.01}
@@ -56,7 +57,7 @@ def test_each_config_is_one_that_fit_takes(
 ) -> None:
     configs = ["-c", str(ABLATIONS / "baseline.yaml"), "-c", str(ABLATIONS / f"{name}.yaml")]
     assert fit("fit", *configs, "--print_config", small=False) == 0
-    settings = flatten(yaml.safe_load(capsys.readouterr().out))
+    settings = dict(leaves(yaml.safe_load(capsys.readouterr().out)))
     for key, value in CHANGES.get(name, {}).items():
         assert settings[key] == value
     assert settings["looks"] is False

@@ -162,16 +162,19 @@ def test_a_batch_size_is_found_once(fit: Fit) -> None:
     assert [one["datamodule_hyper_parameters"]["batch_size"] for one in found] == [4, 4]
 
 
+@pytest.mark.parametrize("text", [None, "model: [", "{trainer: , model: {}, data: {}}", "[]"])
 def test_without_its_config_a_checkpoint_gives_model_and_data(
-    fit: Fit, stopped: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    fit: Fit, stopped: Callable[..., None], capsys: pytest.CaptureFixture[str], text: str | None
 ) -> None:
     stopped()
     (LOGS / "version_0/config.yaml").unlink()
+    if text is not None:  # edited by hand
+        (LOGS / "version_0/config.yaml").write_text(text, encoding="utf-8")
     capsys.readouterr()
     assert fit("--ckpt_path", "last", *UNSEEN, "--trainer.max_epochs", "1", small=False) == 0
     said = capsys.readouterr()
     assert f"model and data settings come from {LOGS / 'version_0/checkpoints/last.ckpt'}" in said.out
-    assert f"warning: {(LOGS / 'version_0/config.yaml').absolute()}: missing, expected " in said.err
+    assert f"warning: {(LOGS / 'version_0/config.yaml').absolute()}: missing or no config, expected " in said.err
     assert "Those of now are taken: 1 epochs." in said.err
 
 
