@@ -130,10 +130,13 @@ def log_probabilities_in(outputs: Any, callback: Callback, pl_module: LightningM
     return found.to(torch.promote_types(found.dtype, torch.float32)).clamp(max=0)  # rounding may lift ten crops' above
 
 
-def gather_rows(trainer: Trainer, rows: Tensor) -> Tensor:
-    """The rows ``(n, ...)`` of all processes, one's after another's, on the CPU; some may have fewer, or none."""
+def gather_rows(trainer: Trainer, rows: Tensor, dim: int = 0) -> Tensor:
+    """The rows ``(n, ...)`` of all processes, one's after another's, on the CPU; some may have fewer, or none.
+
+    With another ``dim``, columns likewise.
+    """
     if trainer.world_size > 1:
-        rows = torch.cat(gather_all_tensors(rows.to(trainer.strategy.root_device)))
+        rows = torch.cat(gather_all_tensors(rows.to(trainer.strategy.root_device)), dim)
     return rows.cpu()
 
 

@@ -15,6 +15,7 @@ from callbacks.base import (
     Stage,
     check_at_least,
     datamodule_of,
+    gather_rows,
     log_probabilities_in,
     rgb_of,
     write_text,
@@ -144,17 +145,12 @@ class ConfusionMatrix(EveryNEpochs):
         """The surest mistakes of all processes, for each pair: ``(3, h, w)`` float RGB in ``[0, 1]``."""
         if not pairs or not self.examples:
             return {}
-        device = trainer.strategy.root_device
         probabilities = torch.full((len(pairs), self.examples), -1.0)
         images = torch.zeros((len(pairs), self.examples, 3, THUMBNAIL, THUMBNAIL), dtype=torch.uint8)
         for row, pair in enumerate(pairs):
             for column, example in enumerate(self._examples.get(pair[:2], [])):
                 probabilities[row, column], images[row, column] = example
-        # (processes, P, E, ...), or (P, E, ...) where there is one -> (P, processes * E, ...)
-        every_probability, every_image = (
-            trainer.strategy.all_gather(t.to(device)).view(-1, *t.shape).transpose(0, 1).flatten(1, 2).cpu()
-            for t in (probabilities, images)
-        )
+        every_probability, every_image = (gather_rows(trainer, kept, 1) for kept in (probabilities, images))
         found = {}
         for pair, chances, pictures in zip(pairs, every_probability, every_image, strict=True):
             chances, order = chances.sort(descending=True, stable=True)

@@ -8,7 +8,7 @@ share the query's class: a measure of the features that no classifier is needed 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -86,15 +86,11 @@ def retrieve(
     if waiting_rows:
         found = search_block(features, torch.cat(waiting_rows), torch.cat(waiting_places), found)
 
-    squared, indices = (
-        # (processes, Q, k), or (Q, k) where there is one -> (Q, processes * k)
-        trainer.strategy.all_gather(part).view(-1, *part.shape).transpose(0, 1).flatten(1)
-        for part in found
-    )
+    squared, indices = (base.gather_rows(trainer, part, 1) for part in found)
     squared, indices = merge_neighbours(squared, indices, k)
     # Each target came from one process; the others have 0 there.
-    gallery_targets = trainer.strategy.all_gather(gallery_targets).view(-1, len(gallery_targets)).sum(0)
-    return Retrieved(squared.sqrt().float(), indices, query_targets, gallery_targets[indices])
+    targets = cast(Tensor, trainer.strategy.reduce(gallery_targets, reduce_op="sum")).cpu()
+    return Retrieved(squared.sqrt().float(), indices, query_targets.cpu(), targets[indices])
 
 
 def _batches(loader: Any, places: Sequence[int]) -> Sequence[Tensor]:

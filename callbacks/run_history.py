@@ -19,7 +19,7 @@ class RunHistory(Callback):
 
     Attributes:
         epochs: One entry an epoch: ``epoch`` from 1; ``train_loss``, ``train_top1``, ``train_top5``; ``val_loss``,
-            ``val_top1``, ``val_top5``, ``val_ece`` of its last validation, if it had one; ``lr`` of its last step;
+            ``val_top1``, ``val_top5``, ``val_ece`` of its last validation, if it had one; ``lr`` after its last step;
             ``seconds``, with validation and all callbacks before this one. Accuracies are in ``[0, 1]``.
         resumed: How often the run went on from a checkpoint.
         before: Seconds of training in the processes before this one.
@@ -36,7 +36,7 @@ class RunHistory(Callback):
         self.chosen: ModelCheckpoint | None = None
         self.images: dict[str, int] = {}
         self.validations: dict[int, dict[str, float]] = {}
-        self._validation: dict[str, float] = {}  # the newest of this epoch
+        self._validated = 0  # validations before this epoch
         self._counted = {"train": 0, "val": 0, "test": 0}  # images of this process, in the pass that is going on
         self.before = 0.0
         self._start = time.monotonic()
@@ -48,17 +48,18 @@ class RunHistory(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         passes = {"images": self.images, "counted": self._counted["train"], "validations": self.validations}
-        newest = {"validation": self._validation}
-        return {"epochs": self.epochs, "resumed": self.resumed, "seconds": self.seconds, **passes, **newest}
+        passes["validated"] = self._validated
+        return {"epochs": self.epochs, "resumed": self.resumed, "seconds": self.seconds, **passes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epochs = [_figures(entry, "epoch", "seconds") for entry in state_dict["epochs"]]
         self.resumed = state_dict["resumed"] + 1
         self.before = state_dict["seconds"]
         if "images" in state_dict:  # not before this class counted them
-            self.images, self._validation = _figures(state_dict["images"]), _figures(state_dict["validation"])
+            self.images = _figures(state_dict["images"])
             self.validations = {int(step): _figures(entry) for step, entry in state_dict["validations"].items()}
             self._counted["train"] = state_dict["counted"]
+            self._validated = state_dict.get("validated", len(self.validations))  # not counted at first
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.monotonic()
@@ -87,7 +88,7 @@ class RunHistory(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._validation = self.validations[trainer.global_step] = metrics_of(trainer, "val")
+            self.validations[trainer.global_step] = metrics_of(trainer, "val")
             self.images["val"] = self._in_all_processes(trainer, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,20 +97,23 @@ class RunHistory(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         lr = {"lr": float(trainer.optimizers[0].param_groups[0]["lr"])} if trainer.optimizers else {}
         before = sum(entry["seconds"] for entry in self.epochs)
-        entry = {"epoch": trainer.current_epoch + 1, **metrics_of(trainer, "train"), **self._validation, **lr}
+        validation = [{}, *[*self.validations.values()][self._validated :]][-1]
+        entry = {"epoch": trainer.current_epoch + 1, **metrics_of(trainer, "train"), **validation, **lr}
         self.epochs.append({**entry, "seconds": round(self.seconds - before, 3)})
         pl_module.print(epoch_line(self.epochs[-1], trainer.max_epochs, self._is_best()))
         sys.stdout.flush()  # a file's readers see it now
-        self._validation = {}
+        self._validated = len(self.validations)
         self.images["train"] = max(self.images.get("train", 0), self._in_all_processes(trainer, "train"))
 
     def _is_best(self) -> bool:
-        """Whether the newest epoch is better than all before, by what the best checkpoint is chosen by."""
+        """Whether the newest epoch had the best of all values so far of what the best checkpoint is chosen by."""
         key = ((self.chosen and self.chosen.monitor) or "").replace("/", "_")
-        measured = list(self.validations.values()) if key.startswith("val_") else self.epochs
-        values = [entry[key] for entry in measured if key in entry]
+        measured, before = list(self.validations.values()), self._validated
+        if not key.startswith("val_"):
+            measured, before = self.epochs, len(self.epochs) - 1
         sign = 1 if self.chosen and self.chosen.mode == "max" else -1
-        return key in self.epochs[-1] and all(sign * values[-1] > sign * value for value in values[:-1])
+        earlier, now = ([sign * e[key] for e in part if key in e] for part in (measured[:before], measured[before:]))
+        return max(now, default=-math.inf) > max(earlier, default=-math.inf)
 
 
 def epoch_line(entry: dict[str, float], epochs: int | None, best: bool) -> str:

@@ -29,15 +29,16 @@ def account(trainer: Trainer, what: str) -> str:
     path = resumable_path(trainer)
     good = path if path is not None and path.is_file() else "none yet"
     return (
-        f"lr: {what} at step {trainer.global_step + 1} (epoch {trainer.current_epoch}), lr {lr}; stopped "
-        f"before it reached the weights. Last good checkpoint: {good}. Choose a lower one."
+        f"lr: {what}, after step {trainer.global_step} (epoch {trainer.current_epoch}), lr {lr}. "
+        f"Last good checkpoint: {good}. Choose a lower one."
     )
 
 
 class StopOnDivergence(Callback):
     """Raise ``NotFiniteError`` before an optimiser step whose loss or gradient norm is NaN or infinite.
 
-    Under DDP the gradients are everybody's, so all processes see it in the same step.
+    Under DDP the gradients are everybody's, and so is the loss where it alone is looked at: all processes see it in the
+    same step.
     """
 
     def __init__(self) -> None:
@@ -52,7 +53,9 @@ class StopOnDivergence(Callback):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             gradients = []  # with precision 16-mixed infinite gradients are usual; the scaler leaves out such a step
+            if trainer.world_size > 1 and self._loss is not None:  # the loss is this process's alone
+                self._loss = trainer.strategy.reduce(self._loss.clone(), reduce_op="mean")
         what = what_is_not_finite(self._loss, gradients)
         self._loss = None
         if what is not None:
-            raise NotFiniteError(what)
+            raise NotFiniteError(f"{what} and was kept from the weights")

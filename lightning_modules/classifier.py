@@ -183,14 +183,15 @@ class AlexNetClassifier(LightningModule):
             return self.net.parameter_groups(self.lr, self.weight_decay)
         return [{"params": list(self.parameters()), "lr": self.lr, "weight_decay": self.weight_decay}]
 
-    def configure_optimizers(self) -> Any:
-        fused = True
+    def _fused(self) -> bool:
+        """Whether SGD's step is one kernel: Lightning does not clip for it where it undoes the loss's scale itself."""
         with suppress(RuntimeError):  # there may be no trainer
-            # Lightning does not clip for fused optimisers then, which undo the loss's scale after clipping.
-            mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
-            fused = not (mixed and self.trainer.gradient_clip_val)
+            return not (isinstance(self.trainer.precision_plugin, MixedPrecision) and self.trainer.gradient_clip_val)
+        return True
+
+    def configure_optimizers(self) -> Any:
         groups = self._parameter_groups()
-        sgd = torch.optim.SGD(groups, self.lr, self.momentum, fused=fused)
+        sgd = torch.optim.SGD(groups, self.lr, self.momentum, fused=self._fused())
         rates = [group["lr"] for group in groups]
         if self.schedule == "plateau":
             # min_lr: three cuts. threshold 0: any better validation top-1 counts as an improvement.
@@ -222,7 +223,7 @@ class AlexNetClassifier(LightningModule):
         for optimizer in checkpoint.get("optimizer_states", []):
             groups = self._parameter_groups()
             for group, ours in zip(optimizer["param_groups"], groups, strict=False):  # a callback may add some
-                group |= {"momentum": self.momentum, "weight_decay": ours["weight_decay"]}
+                group |= {"momentum": self.momentum, "weight_decay": ours["weight_decay"], "fused": self._fused()}
                 group |= {"lr": ours["lr"], "initial_lr": ours["lr"]} if anew else {}
             for state in optimizer["state"].values():
                 state.update({key: value.contiguous() for key, value in state.items() if isinstance(value, Tensor)})

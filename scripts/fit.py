@@ -89,6 +89,7 @@ class FitCLI(ExperimentCLI):
         self.history.chosen = self.best
         with one_line_failures(trainer):
             trainer.fit(model, datamodule, **kwargs)
+        before = self.history.before  # a best.ckpt that holds more than weights brings its own
         if trainer.interrupted:
             return
         best = None if trainer.fast_dev_run else self.best.best_model_path or None
@@ -106,7 +107,7 @@ class FitCLI(ExperimentCLI):
         with one_line_failures(trainer):
             trainer.test(model, datamodule, ckpt_path=best, verbose=False)
         tested = measured(trainer, self.history, "test")
-        seconds = round(time.monotonic() - start + self.history.before, 1)
+        seconds = round(time.monotonic() - start + before, 1)
         report(trainer, datamodule, {**trained, **tested, "seconds": seconds}, self.settings)
 
     def test(self, model: AlexNetClassifier, datamodule: CIFAR10DataModule, **kwargs: Any) -> None:

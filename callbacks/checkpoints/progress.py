@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning import Callback, Trainer
@@ -61,9 +61,12 @@ def epochs_and_batches(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def trained_epochs(checkpoint: Mapping[str, Any]) -> int | None:
-    """How many epochs a checkpoint was trained for, which ``trainer.current_epoch`` does not tell in test."""
-    progress: Mapping[str, Any] = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
-    return cast("int | None", progress.get("current", {}).get("started"))
+    """How many whole epochs a checkpoint was trained for, which ``trainer.current_epoch`` does not tell in test."""
+    if "fit_loop" not in checkpoint.get("loops", {}):
+        return None
+    state = settled(checkpoint["loops"]["fit_loop"])
+    last: bool = state["epoch_loop.batch_progress"]["is_last_batch"]  # saved after validation, the epoch's end to come
+    return int(state["epoch_progress"]["current"]["completed"]) + last
 
 
 # ---- in a trainer ------------------------------------------------------------------------------------------

@@ -125,9 +125,9 @@ def check_optimisation(checkpoint: Mapping[str, Any], trainer: Trainer, same_sch
         groups = groups if isinstance(groups, list) and len(groups) == len(ours) else [{}] * len(ours)
         for group, own in zip(groups, ours, strict=True):
             missing = own.keys() - group.keys() - (set() if same_schedule else {"initial_lr"})
-            if missing or group["params"] != own["params"] or not isinstance(group.get("fused"), bool | None):
+            if missing or group["params"] != own["params"]:
                 raise misfit("optimizer_states.param_groups", sorted(missing) or "other parameters", "the model's")
-            for key in (own.keys() & group.keys()) - {"params", "fused"}:  # mixed precision may have been another
+            for key in (own.keys() & group.keys()) - {"params"}:
                 check_state(group[key], own[key], f"optimizer_states.{key}", kinds)
     for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=False):
         own = config.scheduler.state_dict()

@@ -23,7 +23,8 @@ def calibration_error(confidences: Tensor, right: Tensor) -> float:
     """The mean over images of how far their bin's accuracy is from its mean confidence: ``[0, 1]``, or NaN for NaN.
 
     torchmetrics' ``MulticlassCalibrationError`` of 15 bins and norm l1, which takes all probabilities; what it makes of
-    them, the confidences, is what its sibling for two classes begins with.
+    them, the confidences, is what its sibling for two classes begins with. Confidences of exactly 1, which the diagram
+    has in its last bin, are a bin of their own there.
     """
     if bool(confidences.isnan().any()):
         return float("nan")  # torchmetrics counts them as 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from helpers import error_line, load
 from helpers.small import UNSEEN
 from helpers.small import small_net as small_net
 
+from callbacks.run_history import RunHistory
 from lightning_modules import AlexNetClassifier
 
 Fit = Callable[..., int]
@@ -246,6 +248,35 @@ def test_a_line_for_each_epoch(fit: Fit, capsys: pytest.CaptureFixture[str], bar
         best = number if line.endswith(" s best") else best
     assert best == 1 + min(range(4), key=lambda place: history[place][f"val_{metric}"])
     assert ("val/top1" in said) == (bar == "true")
+
+
+@pytest.mark.parametrize("metric", ["loss", "ece"])
+def test_the_best_epoch_is_that_of_all_its_validations(
+    fit: Fit, capsys: pytest.CaptureFixture[str], metric: str
+) -> None:
+    """Where there are several in an epoch, as ModelCheckpoint has it."""
+    words = ["--model.lr=0.1", "--trainer.max_epochs=5", "--trainer.val_check_interval=1", "--calibration.enabled=true"]
+    words += ["--best_checkpoint.mode=min", f"--best_checkpoint.monitor=val/{metric}"]
+    assert fit(*UNSEEN, *words) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if " train loss" in line]
+    step = torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)["global_step"]
+    assert max(number for number, line in enumerate(lines, 1) if line.endswith(" s best")) == math.ceil(step / 4)
+
+
+def test_a_best_of_more_than_weights_adds_no_time(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Testing it loads the callbacks' states too."""
+    monkeypatch.setattr(RunHistory, "seconds", property(lambda self: 1000.0))
+    assert fit(*UNSEEN, "--best_checkpoint.save_weights_only=false") == 0
+    assert summary()["seconds"] < 1000
+
+
+def test_what_sgd_is_made_for_is_of_the_run_that_goes_on(fit: Fit) -> None:
+    """A loss's scale can't be undone by a step that was told of another precision."""
+    words = ["--trainer.precision=bf16-mixed", "--model.schedule=constant", "--ckpt_path=last"]
+    assert fit(*UNSEEN, *words[:-1], "--trainer.gradient_clip_val=1", "--trainer.max_epochs=1") == 0
+    assert fit(*UNSEEN, *words, "--trainer.gradient_clip_val=null", "--trainer.max_epochs=2") == 0
+    last = RUN.with_name("version_1") / "checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["optimizer_states"][0]["param_groups"][0]["fused"] is True
 
 
 @pytest.mark.parametrize("clip", ["norm", "value"])

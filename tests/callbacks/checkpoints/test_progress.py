@@ -21,19 +21,29 @@ COUNTERS = {"ready", "completed", "started", "processed"}
 
 
 class Recorder(Callback):
-    """After each of two steps whether gradients were waiting, and where the run was."""
+    """After each of two steps whether gradients were waiting, and where the run was; how far saved files are."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path) -> None:
+        self.file = file
         self.seen: list[tuple[bool, tuple[int, int]]] = []
+        self.saved: list[int | None] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
         self.seen.append((progress.is_accumulating(trainer), progress.progress_of(trainer)))
+        self.save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.file)
+        self.saved.append(progress.trained_epochs(torch.load(self.file, weights_only=True)))
 
 
 @pytest.fixture
 def trained(tmp_path: Path, datamodule: CIFAR10DataModule) -> tuple[Trainer, Recorder, ModelCheckpoint]:
     """An epoch of four batches, two to a step."""
-    recorder, keeper = Recorder(), ModelCheckpoint(tmp_path / "checkpoints", save_last=False)
+    recorder, keeper = Recorder(tmp_path / "now.ckpt"), ModelCheckpoint(tmp_path / "checkpoints", save_last=False)
     trainer = trainer_for(
         tmp_path, recorder, keeper, epochs=1, logger=False, accumulate_grad_batches=2, enable_checkpointing=True
     )
@@ -74,6 +84,8 @@ def test_where_a_run_is(trained: tuple[Trainer, Recorder, ModelCheckpoint]) -> N
     contents = torch.load(keeper.best_model_path, weights_only=True)
     assert progress.epochs_and_batches(contents) == (1, 0)
     assert progress.trained_epochs(contents) == 1
+    assert recorder.saved[:3] == [0, 0, 0]  # within the epoch
+    assert recorder.saved[-1] == 1  # its validation
     assert progress.trained_epochs({"state_dict": {}}) is None
 
 
