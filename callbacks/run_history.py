@@ -11,6 +11,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from callbacks.checkpoints.progress import looks_at_epochs_end
+
 METRICS = ("loss", "top1", "top5", "ece")  # the last is Calibration's, where that looks
 
 
@@ -59,7 +61,7 @@ class RunHistory(Callback):
             self.images = _figures(state_dict["images"])
             self.validations = {int(step): _figures(entry) for step, entry in state_dict["validations"].items()}
             self._counted["train"] = state_dict["counted"]
-            self._validated = state_dict.get("validated", len(self.validations))  # not counted at first
+            self._validated = state_dict.get("validated", len(self.validations) - bool(state_dict.get("validation")))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.monotonic()
@@ -100,17 +102,18 @@ class RunHistory(Callback):
         validation = [{}, *[*self.validations.values()][self._validated :]][-1]
         entry = {"epoch": trainer.current_epoch + 1, **metrics_of(trainer, "train"), **validation, **lr}
         self.epochs.append({**entry, "seconds": round(self.seconds - before, 3)})
-        pl_module.print(epoch_line(self.epochs[-1], trainer.max_epochs, self._is_best()))
+        pl_module.print(epoch_line(self.epochs[-1], trainer.max_epochs, self._is_best(trainer)))
         sys.stdout.flush()  # a file's readers see it now
         self._validated = len(self.validations)
         self.images["train"] = max(self.images.get("train", 0), self._in_all_processes(trainer, "train"))
 
-    def _is_best(self) -> bool:
+    def _is_best(self, trainer: Trainer) -> bool:
         """Whether the newest epoch had the best of all values so far of what the best checkpoint is chosen by."""
         key = ((self.chosen and self.chosen.monitor) or "").replace("/", "_")
+        told = looks_at_epochs_end(self.chosen) if self.chosen else None
         measured, before = list(self.validations.values()), self._validated
-        if not key.startswith("val_"):
-            measured, before = self.epochs, len(self.epochs) - 1
+        if not key.startswith("val_") or (trainer.val_check_interval == 1 if told is None else told):
+            measured, before = self.epochs, len(self.epochs) - 1  # of several validations in an epoch the last
         sign = 1 if self.chosen and self.chosen.mode == "max" else -1
         earlier, now = ([sign * e[key] for e in part if key in e] for part in (measured[:before], measured[before:]))
         return max(now, default=-math.inf) > max(earlier, default=-math.inf)

@@ -200,29 +200,34 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=KEPT, help="where the figures go (default: results/plateau.json)")
     parser.add_argument("--png", type=Path, help="where the picture goes (default: docs/, or beside another --json)")
-    parser.add_argument("--md", type=Path, help="the page that has the table (default: likewise)")
+    parser.add_argument("--md", type=Path, help="the page that has the table (default: docs/, or none)")
     parser.add_argument("--plot", action="store_true", help="picture and table from the figures alone")
     args = parser.parse_args()
     if args.steps is not None and args.steps < 1:
         parser.error(f"--steps: {args.steps}, expected 1 or more")
-    beside = PAGE if args.json.resolve() == KEPT else args.json
-    args.png, args.md = args.png or beside.with_suffix(".png"), args.md or beside.with_suffix(".md")
+    ours = args.json.resolve() == KEPT
+    args.png = args.png or (PAGE if ours else args.json).with_suffix(".png")
+    args.md = args.md or (PAGE if ours else None)
     for flag, mark in (("json", '"trial"'), ("png", png_mark(SOFTWARE))):
         check_output(f"--{flag}", getattr(args, flag), mark)
     keep_memory()
-    options = {key: getattr(args, key) for key in ("seed", "steps", "root", "source", "subset_size")}
+    options = {key: getattr(args, key) for key in ("seed", "steps", "source", "subset_size")}
     with argument_errors(""):
         kept = read_kept(args.json) if args.json.exists() else {}
-        for name in [] if args.plot else kept:
+        for name in [] if args.plot else kept.keys() & TRIALS.keys():
             was = {key: kept[name]["settings"].get(key) for key in options}
             if was != options:  # side by side they would pass for comparable
-                raise ValueError(f"json: {args.json} has {name} with {was}, not {options}. Choose another --json.")
+                raise ValueError(f"--json: {args.json} has {name} with {was}, not {options}. Choose another --json.")
     for name in [] if args.plot else args.only or TRIALS:
         trial = TRIALS[name]
         settings = {"trial": trial._asdict(), **options}
         if kept.get(name, {}).get("settings") != settings:
             with argument_errors("--"):
-                kept[name] = {"settings": settings, **run(trial, **options), "versions": versions("torch")}
+                kept[name] = {
+                    "settings": settings,
+                    **run(trial, root=args.root, **options),
+                    "versions": versions("torch"),
+                }
             write_whole(args.json, json.dumps(kept, indent=1) + "\n")
         print(f"{name}: loss of the last ten steps {end(kept[name]['losses']):.3f}", flush=True)
     if kept:
@@ -230,7 +235,7 @@ def main() -> None:
         write_whole(args.png, png_of(draw(kept), SOFTWARE))
         print(table(kept), end="")
         try:
-            if args.md.exists():
+            if args.md and args.md.exists():
                 write_whole(args.md, markdown.between(args.md.read_text(encoding="utf-8"), "plateau", table(kept)))
         except ValueError as error:
             refuse(f"{args.md}: {error}.")

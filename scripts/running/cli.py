@@ -361,9 +361,10 @@ def found_configs(words: Sequence[str]) -> list[str]:
             if not path.exists() and (CONFIGS.parent / path).is_file():
                 path = CONFIGS.parent / path
                 value = str(path)
-            contents = path.read_bytes()
-            says = yaml.safe_load(contents.decode())
-            if says is None or not contents.isascii() or not path.is_file():  # a pipe is read once
+            text = path.read_bytes().decode()
+            value = value if path.is_file() else text  # a pipe is read once
+            says = yaml.safe_load(text)
+            if says is None or not text.isascii():
                 value = yaml.safe_dump(says or {})
         found[place + (not equals)] = f"{flag}={value}" if equals else value
     return found

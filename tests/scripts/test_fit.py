@@ -152,10 +152,16 @@ def test_a_config_without_values_says_nothing(fit: Fit, capsys: pytest.CaptureFi
 def test_a_config_may_come_through_a_pipe(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     """As ``-c <(sed ... configs/paper.yaml)`` gives it, which can be read once."""
     os.mkfifo("pipe")
-    writer = threading.Thread(target=Path("pipe").write_text, args=("model: {lr: 0.125}\n",), daemon=True)
-    writer.start()
+    threading.Thread(target=Path("pipe").write_text, args=("model: {lr: 0.125}\n",), daemon=True).start()
     assert fit("-c", "pipe", "--print_config", small=False) == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["lr"] == 0.125
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_a_pipe_that_is_no_yaml_is_refused(refused: Callable[..., str]) -> None:
+    os.mkfifo("pipe")
+    threading.Thread(target=Path("pipe").write_text, args=("model: [",), daemon=True).start()
+    assert "error: --config: " in refused("-c", "pipe")
 
 
 def test_a_config_may_be_longer_than_a_file_s_name(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:

@@ -250,12 +250,14 @@ def test_a_line_for_each_epoch(fit: Fit, capsys: pytest.CaptureFixture[str], bar
     assert ("val/top1" in said) == (bar == "true")
 
 
+@pytest.mark.parametrize("interval", [0.25, 1])
 @pytest.mark.parametrize("metric", ["loss", "ece"])
-def test_the_best_epoch_is_that_of_all_its_validations(
-    fit: Fit, capsys: pytest.CaptureFixture[str], metric: str
+def test_the_best_epoch_is_that_of_all_validations(
+    fit: Fit, capsys: pytest.CaptureFixture[str], metric: str, interval: float
 ) -> None:
-    """Where there are several in an epoch, as ModelCheckpoint has it."""
-    words = ["--model.lr=0.1", "--trainer.max_epochs=5", "--trainer.val_check_interval=1", "--calibration.enabled=true"]
+    """Of several in an epoch ModelCheckpoint looks at each, but with an interval of 1, a batch too, at the last."""
+    words = ["--model.lr=0.1", "--trainer.max_epochs=5", f"--trainer.val_check_interval={interval}"]
+    words += ["--calibration.enabled=true"]
     words += ["--best_checkpoint.mode=min", f"--best_checkpoint.monitor=val/{metric}"]
     assert fit(*UNSEEN, *words) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if " train loss" in line]

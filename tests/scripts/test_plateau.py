@@ -80,6 +80,7 @@ def test_figures_are_kept_and_taken_up(
     monkeypatch.setattr(plateau, "run", lambda *args, **kwargs: pytest.fail("trained again"))
     assert "| He's initialisation, biases 0 |" in call("--only", "he")
     assert "| He's initialisation, biases 0 |" in call("--plot")
+    assert "| He's initialisation, biases 0 |" in call("--only", "he", "--root", "elsewhere")  # a place, no setting
     before = [(tmp_path / f"p.{kind}").read_bytes() for kind in ("json", "png", "md")]
     with pytest.raises(SystemExit):
         call("--only", "paper", "--steps", "1")  # which would stand beside those of two steps
@@ -90,13 +91,15 @@ def test_figures_are_kept_and_taken_up(
 def test_other_figures_leave_picture_and_page_of_the_project_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "p.md").write_text("The user's own.\n")
     (tmp_path / "p.json").write_text((plateau.ROOT / "results/plateau.json").read_text(encoding="utf-8"))
     ours = [plateau.ROOT / "docs" / name for name in ("plateau.png", "plateau.md")]
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in ours]
     monkeypatch.setattr("sys.argv", ["plateau.py", "--plot", "--json", str(tmp_path / "p.json")])
     plateau.main()
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in ours] == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.json", "p.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.json", "p.md", "p.png"]
+    assert (tmp_path / "p.md").read_text() == "The user's own.\n"
 
 
 def test_the_page_s_table_is_that_of_the_figures() -> None:
