@@ -99,8 +99,9 @@ class RunHistory(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         lr = {"lr": float(trainer.optimizers[0].param_groups[0]["lr"])} if trainer.optimizers else {}
         before = sum(entry["seconds"] for entry in self.epochs)
-        validation = [{}, *[*self.validations.values()][self._validated :]][-1]
-        entry = {"epoch": trainer.current_epoch + 1, **metrics_of(trainer, "train"), **validation, **lr}
+        validations = list(self.validations.values())[self._validated :]  # this epoch's
+        newest = validations[-1] if validations else {}
+        entry = {"epoch": trainer.current_epoch + 1, **metrics_of(trainer, "train"), **newest, **lr}
         self.epochs.append({**entry, "seconds": round(self.seconds - before, 3)})
         pl_module.print(epoch_line(self.epochs[-1], trainer.max_epochs, self._is_best(trainer)))
         sys.stdout.flush()  # a file's readers see it now

@@ -135,8 +135,7 @@ class FitCLI(ExperimentCLI):
         files, images, _ = datamodule.photos
         table = gathered(trainer, batches or [], len(images), model.num_classes)
         path = run_folder(trainer) / "predictions.csv"
-        if not table.isfinite().all():
-            refuse(f"{checkpoint.path}: probabilities are NaN, expected finite ones. Use another checkpoint.")
+        checkpoint.check_probabilities(table)
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         done = table.any(1)  # all of them, but for --trainer.limit_predict_batches

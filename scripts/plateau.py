@@ -42,9 +42,9 @@ LOSS = Kind("a loss", lambda value: isinstance(value, float))  # NaN and infinit
 LAYERS = (*activation_stats.LAYERS, "fc8")
 SIZE = 64  # pixels
 PLATEAU = math.log(10)
-SOFTWARE = "plateau.py"  # by which the picture is known
 LEFT = 0.05  # a mean loss this far below ln 10 over the epoch's last ten steps counts as having left
 ROOT = Path(__file__).resolve().parent.parent
+SOFTWARE = "plateau.py"  # by which the picture is known
 KEPT, PAGE = ROOT / "results" / "plateau.json", ROOT / "docs" / "plateau.md"
 
 
@@ -223,11 +223,8 @@ def main() -> None:
         settings = {"trial": trial._asdict(), **options}
         if kept.get(name, {}).get("settings") != settings:
             with argument_errors("--"):
-                kept[name] = {
-                    "settings": settings,
-                    **run(trial, root=args.root, **options),
-                    "versions": versions("torch"),
-                }
+                measured = run(trial, root=args.root, **options)
+            kept[name] = {"settings": settings, **measured, "versions": versions("torch")}
             write_whole(args.json, json.dumps(kept, indent=1) + "\n")
         print(f"{name}: loss of the last ten steps {end(kept[name]['losses']):.3f}", flush=True)
     if kept:

@@ -30,7 +30,7 @@ from rich.table import Table
 from running.checkpoint import Checkpoint
 from running.errors import ScriptParser, argument_errors, flagged, printable, refuse
 from running.gallery import check_same_classes, embed, gallery_of, load, probabilities_of, seen_and_heat
-from running.outputs import check_output, check_place
+from running.outputs import check_output, check_place, png_mark
 from running.predictions import COLUMNS, Row, as_csv, rows_of
 from torch import Tensor
 
@@ -43,7 +43,7 @@ from datamodules.photos import list_photos, read_photos
 from lightning_modules import AlexNetClassifier
 
 SHOWN_PHOTOS, SHOWN_NEIGHBOURS = 50, 12  # in the panel; the files have all neighbours
-SOFTWARE = "Software", "predict.py"  # the panel's text in its PNG, by which it is known
+SOFTWARE = "predict.py"  # by which the files are known
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -97,7 +97,7 @@ def as_json(
         }
         for name, values, *its in zip(names, probabilities, *near, strict=True)
     ]
-    return json.dumps({"software": SOFTWARE[1], "checkpoint": str(path), "pictures": pictures}, indent=2) + "\n"
+    return json.dumps({"software": SOFTWARE, "checkpoint": str(path), "pictures": pictures}, indent=2) + "\n"
 
 
 def print_table(rows: Sequence[Row]) -> None:
@@ -122,7 +122,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Say what there is to say of the pictures on the command line; None takes it from ``sys.argv``."""
     options = parse(words)
     with argument_errors(""):
-        marks = {".png": "\0".join(SOFTWARE), ".csv": ",".join(COLUMNS), ".json": f'"software": "{SOFTWARE[1]}"'}
+        marks = {".png": png_mark(SOFTWARE), ".csv": ",".join(COLUMNS), ".json": f'"software": "{SOFTWARE}"'}
         inputs, _ = list_photos(options.photos)
         for ending, mark in marks.items():
             check_output("--out", options.out.with_suffix(ending), mark, inputs)
@@ -157,7 +157,7 @@ def main(words: Sequence[str] | None = None) -> None:
             "your pictures, at the data set's 32x32 pixels",
         )
         picture, text = io.BytesIO(), PngImagePlugin.PngInfo()
-        text.add_text(*SOFTWARE)
+        text.add_text("Software", SOFTWARE)
         Image.fromarray(panel.permute(1, 2, 0).numpy()).save(picture, "PNG", pnginfo=text)
         contents: dict[str, bytes | str] = {".png": picture.getvalue(), ".csv": as_csv(rows)}
         contents[".json"] = as_json(path, names, probabilities, classes, found)

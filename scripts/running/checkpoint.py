@@ -215,6 +215,11 @@ class Checkpoint:
             except MisfitError as error:
                 refuse(f"{self.path}: {error}")
 
+    def check_probabilities(self, probabilities: torch.Tensor) -> None:
+        """Refuse a checkpoint of which came NaN, which would be ranked like numbers."""
+        if not probabilities.isfinite().all():
+            refuse(f"{self.path}: probabilities are NaN, expected finite ones. Use another checkpoint.")
+
     def check_settings(self) -> None:
         """Refuse settings that are not those of its weights, or none at all, before anything is made of them."""
         try:

@@ -75,17 +75,12 @@ def inputs_of(model: AlexNetClassifier, datamodule: CIFAR10DataModule, images: T
 def probabilities_of(
     checkpoint: Checkpoint, model: AlexNetClassifier, datamodule: CIFAR10DataModule, images: Tensor
 ) -> Tensor:
-    """What a checkpoint's network says of raw images, of one crop or ten: ``(N, C)`` float32 on the CPU.
-
-    Raises:
-        ValueError: If they are NaN, which would be ranked like numbers.
-    """
+    """What a checkpoint's network says of raw images, of one crop or ten: ``(N, C)`` float32 on the CPU."""
     view: View = "ten_crops" if datamodule.test_crops == 10 else "centre"
     chunks = images.split(max(1, datamodule.batch_size // datamodule.test_crops))
     said = [model.log_probabilities(inputs_of(model, datamodule, chunk, view)).exp().float().cpu() for chunk in chunks]
     probabilities = torch.cat(said)
-    if not bool(probabilities.isfinite().all()):
-        raise ValueError(f"{checkpoint.path}: probabilities are NaN, expected finite ones. Use another checkpoint.")
+    checkpoint.check_probabilities(probabilities)
     return probabilities
 
 
