@@ -351,3 +351,63 @@ class EveryNEpochs(Looking):
             self._looked = trainer.global_step
             with torch.no_grad():
                 self.look(trainer, pl_module, epochs, "val")
+
+
+class OfPredictions(EveryNEpochs):
+    """Look at what validation and test predict anyway, of ten crops too: no image goes through the network for it.
+
+    For that ``validation_step`` and ``test_step`` must return a mapping with ``log_probabilities`` ``(B, C)``; else a
+    ``TypeError`` is raised at the first batch. The subclass begins a pass, takes its batches, ends it and shows it. A
+    validation in fit is shown at the epoch's end, if that is its turn; one of its own and a test at once.
+    """
+
+    at_start = False
+
+    def begin(self) -> None:
+        """Forget the pass before."""
+        raise NotImplementedError
+
+    def take(self, trainer: Trainer, images: Tensor, targets: Tensor, log_probabilities: Tensor) -> None:
+        """Take a batch of this process: the model's images, targets ``(B,)`` and log-probabilities ``(B, C)``."""
+        raise NotImplementedError
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
+        """Gather what was taken over all processes, and keep it to be shown until another pass is finished."""
+        raise NotImplementedError
+
+    def show(self, trainer: Trainer, stage: Stage, epochs: int) -> None:
+        """Show the pass that was finished last, of a network that was trained for so many epochs."""
+        raise NotImplementedError
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._unshown: int | None = None  # a validation in fit that waits to be shown: after so many epochs
+
+    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
+        """Show the newest validation, unless there was none since the last look."""
+        if self._unshown is not None:
+            self.show(trainer, stage, self._unshown)
+            self._unshown = None
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begin()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
+    ) -> None:
+        if not self.disabled(trainer) and not trainer.sanity_checking:
+            self.take(trainer, batch[0], batch[1], log_probabilities_in(outputs, self, pl_module))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.disabled(trainer) or trainer.sanity_checking:
+            return
+        stage: Stage = "test" if trainer.testing else "val"
+        self.finish(trainer, pl_module, stage)
+        if trainer.state.fn == "fit":
+            self._unshown = trainer.current_epoch + 1
+        else:
+            self.show(trainer, stage, self.epochs_under_test(trainer))
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +11,11 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from callbacks.base import (
-    EveryNEpochs,
+    OfPredictions,
     Stage,
     check_at_least,
     datamodule_of,
     gather_rows,
-    log_probabilities_in,
     rgb_of,
     write_text,
 )
@@ -26,12 +25,11 @@ from callbacks.pure.confusion_panel import Pair, confusion_panel, confusion_text
 THUMBNAIL = 32  # pixels: CIFAR-10's own size, so hundreds of kept images are nothing
 
 
-class ConfusionMatrix(EveryNEpochs):
+class ConfusionMatrix(OfPredictions):
     """Draw and write down the confusion matrix, per-class accuracy and the most confused pairs, of val and of test.
 
-    It counts what validation and test predict anyway: no image goes through the network for it. For that the
-    LightningModule's ``validation_step`` and ``test_step`` must return a mapping with ``log_probabilities`` ``(B, C)``,
-    and batches must be (images, targets), images ``(B, 3, H, W)`` or ``(B, crops, 3, H, W)`` like section 4.1's.
+    It counts what validation and test predict anyway: see :class:`~callbacks.base.OfPredictions`. Batches must be
+    (images, targets), images ``(B, 3, H, W)`` or ``(B, crops, 3, H, W)`` like section 4.1's.
 
     The picture goes to every logger as ``confusion/val`` or ``confusion/test``, the tables to TensorBoard's
     text tab under the same name; both to ``confusion/val_epoch_003.png`` and ``.md`` in the run's folder.
@@ -51,7 +49,6 @@ class ConfusionMatrix(EveryNEpochs):
         TypeError: If the model's steps return no log-probabilities (at the first batch).
     """
 
-    at_start = False
     of_datamodule = ("class_names", "to_rgb")
 
     def __init__(self, every_n_epochs: int = 1, pairs: int = 3, examples: int = 5, enabled: bool = True) -> None:
@@ -63,29 +60,16 @@ class ConfusionMatrix(EveryNEpochs):
         self._counting: Tensor | None = None  # this process's, of the pass that goes on
         # (target, predicted) -> the wrong class's probability and the image's thumbnail, surest first
         self._examples: dict[tuple[int, int], list[tuple[float, Tensor]]] = {}
-        self._undrawn: int | None = None  # a validation in fit that waits to be drawn: after so many epochs
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self.counts = self._undrawn = None
+        self.counts = None
 
-    def look(self, trainer: Trainer, pl_module: LightningModule, epochs: int, stage: Stage) -> None:
-        """Draw the newest validation, unless there was none since the last look."""
-        if self._undrawn is not None:
-            self._draw(trainer, stage, self._undrawn)
-            self._undrawn = None
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def begin(self) -> None:
         self._counting = None
         self._examples = {}
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
-    ) -> None:
-        if self.disabled(trainer) or trainer.sanity_checking:
-            return
-        images, targets = batch
-        log_probabilities = log_probabilities_in(outputs, self, pl_module)
+    def take(self, trainer: Trainer, images: Tensor, targets: Tensor, log_probabilities: Tensor) -> None:
         classes = log_probabilities.shape[1]
         highest, predicted = log_probabilities.max(1)
         counts = multiclass_confusion_matrix(predicted, targets, classes, validate_args=False)
@@ -93,24 +77,13 @@ class ConfusionMatrix(EveryNEpochs):
         if self.examples and self.pairs:
             self._keep(trainer, images, targets.tolist(), predicted.tolist(), highest.float().exp().tolist())
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sum over processes. In fit it is drawn at the epoch's end, if that is its turn; otherwise at once."""
-        if self.disabled(trainer) or trainer.sanity_checking:
-            return
+    def finish(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
         counting = self._counting
         if counting is None:  # more processes than images
             classes = len(datamodule_of(trainer).class_names)
             counting = torch.zeros((classes, classes), dtype=torch.int64, device=trainer.strategy.root_device)
         self.counts = cast(Tensor, trainer.strategy.reduce(counting, reduce_op="sum")).cpu()
         self._counting = None
-        if trainer.state.fn == "fit":
-            self._undrawn = trainer.current_epoch + 1
-        else:
-            self._draw(trainer, "test" if trainer.testing else "val", self.epochs_under_test(trainer))
-
-    on_test_epoch_start = on_validation_epoch_start
-    on_test_batch_end = on_validation_batch_end
-    on_test_epoch_end = on_validation_epoch_end
 
     def _keep(
         self, trainer: Trainer, images: Tensor, targets: list[int], predicted: list[int], surest: list[float]
@@ -129,7 +102,7 @@ class ConfusionMatrix(EveryNEpochs):
                 kept.sort(key=lambda example: -example[0])
                 del kept[self.examples :]
 
-    def _draw(self, trainer: Trainer, stage: Stage, epochs: int) -> None:
+    def show(self, trainer: Trainer, stage: Stage, epochs: int) -> None:
         assert self.counts is not None
         names = datamodule_of(trainer).class_names
         pairs = most_confused(self.counts, self.pairs)
