@@ -21,7 +21,7 @@ from lightning_modules.arguments import check, check_choice
 from lightning_modules.cuda_convnet import CudaConvnet
 
 Schedule = Literal["plateau", "milestones", "one_cycle", "constant"]
-Network = Literal["alexnet", "19pct", "conv-local-13pct", "conv-local-11pct"]
+Network = Literal["alexnet", "19pct", "conv-local-13pct", "conv-local-11pct", "conv-local-11pct-first"]
 Stage = Literal["train", "val", "test"]
 
 

@@ -15,7 +15,7 @@ from lightning_modules.alexnet import Activation, checked
 from lightning_modules.arguments import check, check_choice
 from lightning_modules.lrn import LocalResponseNorm
 
-Layers = Literal["19pct", "conv-local-13pct", "conv-local-11pct"]
+Layers = Literal["19pct", "conv-local-13pct", "conv-local-11pct", "conv-local-11pct-first"]
 
 # What the layer files leave no choice about, of AlexNet's arguments.
 FIXED: dict[str, object] = {
@@ -35,6 +35,7 @@ DECAYS = {
     "19pct": {"conv1": 1.0, "conv2": 1.0, "conv3": 1.0, "fc10": 750.0},
     "conv-local-13pct": {"local3": 1.0, "local4": 1.0, "fc10": 1.0},
     "conv-local-11pct": {"local3": 1.0, "local4": 1.0, "fc10": 2.5},
+    "conv-local-11pct-first": {"local3": 1.0, "local4": 1.0, "fc10": 1.0},
 }
 
 
@@ -73,25 +74,27 @@ class LocallyConnected2d(nn.Module):
 
 
 class CudaConvnet(nn.Module):
-    """Four or five layers with weights, by the layer file; parameters are those at 32 and at 24 and 24 pixels.
+    """Four or five layers with weights, by the layer file; parameters are those at 32 pixels and, below, at 24.
 
-    ====================  ========================================================================  ==========
-    layers                network                                                                   parameters
-    ====================  ========================================================================  ==========
-    ``19pct``             conv 32, max pool, conv 32, average pool, conv 64, average pool, fc           89,578
-    ``conv-local-13pct``  conv 64, max pool, conv 64, max pool, local 32, local 32, fc               1,116,490
-    ``conv-local-11pct``  conv 64, max pool, LRN, conv 64, LRN, max pool, local 64, local 32, fc     2,112,970
-    ====================  ========================================================================  ==========
+    ==========================  ========================================================================  ==========
+    layers                      network                                                                   parameters
+    ==========================  ========================================================================  ==========
+    ``19pct``                   conv 32, max pool, conv 32, average pool, conv 64, average pool, fc           89,578
+    ``conv-local-13pct``        conv 64, max pool, conv 64, max pool, local 32, local 32, fc               1,116,490
+    ``conv-local-11pct``        conv 64, max pool, LRN, conv 64, LRN, max pool, local 64, local 32, fc     2,112,970
+    ``conv-local-11pct-first``  conv 64, LRN, max pool, conv 64, LRN, max pool, local 32, local 32, fc     1,116,490
+    ==========================  ========================================================================  ==========
 
+    The last is the file of ``conv-local-11pct`` as it was first published: the 13 % network with normalization.
     Convolutions are 5x5 and padded by 2, local layers 3x3 and padded by 1, pools 3x3 with stride 2. Weights begin as
     N(0, 1e-4) in conv1, which is for inputs from 0 to 255, N(0, 0.01) in the others and N(0, 0.04) in local layers;
-    biases at 0. LRN is over 9 channels, ``x / (1 + 0.001 / 9 * sum(x**2))**0.75``.
+    biases at 0. LRN is over ``n`` = 9 channels, first 5: ``x / (1 + 0.001 / n * sum(x**2))**0.75``.
 
     Args:
         layers: The layer file, by its name.
         num_classes: Outputs of fc10.
         image_size: Height and width of the images in pixels: 24, which is cuda-convnet's crop, or 32.
-        lrn: The normalization of ``conv-local-11pct``, which can be left out; the others have none.
+        lrn: The normalization of the two ``conv-local-11pct``, which can be left out; the others have none.
         activation: ``relu``, or the ``tanh`` of Figure 1.
         fixed: AlexNet's other arguments, which must be as the layer files have them: :data:`FIXED`.
 
@@ -122,16 +125,18 @@ class CudaConvnet(nn.Module):
             if name not in FIXED:
                 raise TypeError(f"{name}: no argument of {layers}, expected {', '.join(FIXED)}. Leave it out.")
             check(value == FIXED[name], name, value, f"{FIXED[name]}, which {layers} has", "Set it so")
-        wide = layers == "conv-local-11pct"
-        lrn = wide if lrn is None else lrn
-        check(wide or not lrn, "lrn", lrn, f"false, for {layers} has none", "Set it so")
+        wide, first = layers == "conv-local-11pct", layers == "conv-local-11pct-first"
+        normalised = wide or first
+        lrn = normalised if lrn is None else lrn
+        check(normalised or not lrn, "lrn", lrn, f"false, for {layers} has none", "Set it so")
         self.layers, self.image_size = layers, image_size
 
         def act() -> nn.Module:
             return nn.ReLU() if activation == "relu" else nn.Tanh()
 
         def norm() -> nn.Module:
-            return LocalResponseNorm(9, 0.001 / 9, 0.75, k=1.0) if lrn else nn.Identity()
+            size = 5 if first else 9
+            return LocalResponseNorm(size, 0.001 / size, 0.75, k=1.0) if lrn else nn.Identity()
 
         kernels = 32 if layers == "19pct" else 64
         self.conv1 = nn.Conv2d(3, kernels, 5, padding=2)
@@ -176,7 +181,8 @@ class CudaConvnet(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """What fc10 sees: ``(B, 3, image_size, image_size)`` float to ``(B, D)``. In the margin: conv-local-11pct."""
         x = checked(images, self.image_size)
-        x = self.norm1(self.pool1(self.relu1(self.conv1(x))))  # (B, 64, 12, 12)
+        x = self.relu1(self.conv1(x))  # (B, 64, 24, 24)
+        x = self.pool1(self.norm1(x)) if self.layers == "conv-local-11pct-first" else self.norm1(self.pool1(x))
         x = self.pool2(self.norm2(self.relu2(self.conv2(x))))  # (B, 64, 6, 6)
         if self.layers == "19pct":
             return self.pool3(self.relu3(self.conv3(x))).flatten(1)  # (B, 1024)

@@ -36,6 +36,11 @@ def test_the_classifier_offers_every_layer_file() -> None:
             24,
             CONVOLUTIONS + 36 * (64 * 9 * 64 + 64) + 36 * (64 * 9 * 32 + 32) + (32 * 36 * 10 + 10),
         ),
+        (
+            "conv-local-11pct-first",
+            24,
+            CONVOLUTIONS + 36 * (64 * 9 * 32 + 32) + 36 * (32 * 9 * 32 + 32) + (32 * 36 * 10 + 10),
+        ),
     ],
 )
 def test_parameters(layers: Layers, image_size: int, parameters: int) -> None:
@@ -69,15 +74,16 @@ def test_network_is_the_layer_file(layers: Layers, activation: Any) -> None:
         return pooled / count
 
     def lrn(x: Tensor) -> Tensor:
-        return F.local_response_norm(x, 9, alpha=0.001, beta=0.75, k=1.0)
+        return F.local_response_norm(x, 5 if "first" in layers else 9, alpha=0.001, beta=0.75, k=1.0)
 
     if layers == "19pct":
         x = act(max_pool(conv(images, "conv1")))  # the file's pool comes before its neuron: the same for a maximum
         x = average(act(conv(x, "conv2")))
         x = average(act(conv(x, "conv3")))
     else:
-        norm = lrn if layers == "conv-local-11pct" else (lambda x: x)
-        x = norm(max_pool(act(conv(images, "conv1"))))
+        norm = lrn if "11pct" in layers else (lambda x: x)
+        x = act(conv(images, "conv1"))
+        x = max_pool(norm(x)) if "first" in layers else norm(max_pool(x))
         x = max_pool(norm(act(conv(x, "conv2"))))
         assert x.shape == (2, 64, 6, 6)
         x = act(local_by_loop(x, w["local3.weight"], w["local3.bias"]))
@@ -135,6 +141,7 @@ INITW = {
     "19pct": {"conv1": 1e-4, "conv2": 0.01, "conv3": 0.01, "fc10": 0.01},
     "conv-local-13pct": LOCAL,
     "conv-local-11pct": LOCAL,
+    "conv-local-11pct-first": LOCAL,
 }
 
 
@@ -152,6 +159,7 @@ WC = {  # of the weights; cuda-convnet does not decay biases
     "19pct": {"conv1": 0.004, "conv2": 0.004, "conv3": 0.004, "fc10": 3.0},
     "conv-local-13pct": {"conv1": 0.0, "conv2": 0.0, "local3": 0.004, "local4": 0.004, "fc10": 0.004},
     "conv-local-11pct": {"conv1": 0.0, "conv2": 0.0, "local3": 0.004, "local4": 0.004, "fc10": 0.01},
+    "conv-local-11pct-first": {"conv1": 0.0, "conv2": 0.0, "local3": 0.004, "local4": 0.004, "fc10": 0.004},
 }
 
 
@@ -166,20 +174,25 @@ def test_rates_and_decays_are_the_layer_files(layers: Layers) -> None:
     assert found == weights | {f"{layer}.bias": (0.002, 0.0) for layer in WC[layers]}
 
 
-def test_normalization_can_be_left_out_and_nothing_else_changes() -> None:
-    with_lrn, without = (CudaConvnet("conv-local-11pct", lrn=lrn) for lrn in (True, False))
+@pytest.mark.parametrize("layers", ["conv-local-11pct", "conv-local-11pct-first"])
+def test_normalization_can_be_left_out_and_nothing_else_changes(layers: Layers) -> None:
+    with_lrn, without = (CudaConvnet(layers, lrn=lrn) for lrn in (True, False))
     assert [p.shape for p in with_lrn.parameters()] == [p.shape for p in without.parameters()]
     for parameter in without.parameters():
         nn.init.normal_(parameter, std=0.1)
     with_lrn.load_state_dict(without.state_dict())
     images = torch.randn(2, 3, 24, 24)
     assert not torch.allclose(with_lrn(images), without(images))
+    if layers == "conv-local-11pct-first":  # then it is the network of 13 %
+        published = CudaConvnet("conv-local-13pct")
+        published.load_state_dict(without.state_dict())
+        assert torch.equal(published(images), without(images))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layers": "18pct"}, "network: '18pct', expected 19pct or conv-local-13pct or conv-local-11pct"),
+        ({"layers": "18pct"}, "network: '18pct', expected 19pct or conv-local-13pct or conv-local-11pct or "),
         ({"layers": "19pct", "lrn": True}, "lrn: True, expected false, for 19pct has none"),
         ({"layers": "19pct", "dropout": 0.5}, "dropout: 0.5, expected 0.0, which 19pct has"),
         ({"layers": "19pct", "image_size": 7}, "image_size: 7, expected 8 pixels or more"),
