@@ -24,9 +24,6 @@ class Calibration(OfPredictions):
             always drawn.
         enabled: False switches the callback off.
 
-    Raises:
-        TypeError: If the model's steps return no log-probabilities (at the first batch).
-
     Source:
         Guo et al. 2017, "On Calibration of Modern Neural Networks"; see ``calibration_error`` for its bins.
     """

@@ -44,9 +44,6 @@ class ConfusionMatrix(OfPredictions):
     Attributes:
         counts: ``(C, C)`` int64 on the CPU, of the newest complete validation or test, over all processes; row: right
             class, column: predicted class. None before the first.
-
-    Raises:
-        TypeError: If the model's steps return no log-probabilities (at the first batch).
     """
 
     of_datamodule = ("class_names", "to_rgb")

@@ -77,7 +77,8 @@ class ImageSet(Dataset[RawBatch]):
 class EpochSampler(DistributedSampler[RawBatch]):
     """Which images this process takes, in which order: a function of (seed, epoch), so a resumed run can repeat it.
 
-    In training every process gets as many images (DistributedSampler repeats a few at the end to even them out); in
+    In training every process gets as many images (DistributedSampler repeats a few at the end to even them out), in an
+    order of ``seed + epoch``: that of the next seed's epoch before, though with other augmentations and dropout. In
     evaluation each image comes exactly once over all processes, so that the metrics are those of one process.
     """
 
@@ -165,6 +166,8 @@ class CIFAR10DataModule(LightningDataModule):
         self.input_scale, self.test_crops, self.predict_folder = input_scale, test_crops, predict_folder
         self._images: dict[str, tuple[Tensor, Tensor]] = {}
         self._draws: tuple[int, torch.device, Draws] | None = None
+        # A folder may hold fewer pictures than there are processes, some of which then have nothing to do.
+        self.allow_zero_length_dataloader_with_multiple_devices = predict_folder is not None
 
     @cached_property
     def layout(self) -> sources.Layout | None:
@@ -330,8 +333,8 @@ class CIFAR10DataModule(LightningDataModule):
     def _epoch_draws(self, epoch: int, device: torch.device) -> Draws:
         if self._draws is None or self._draws[:2] != (epoch, device):
             n, slack = len(self.split.train), SIZE + 2 * self.crop_padding - self.crop_size
-            key = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0] >> 1
-            stream = torch.Generator().manual_seed(int(key))
+            key = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0]) >> 1
+            stream = torch.Generator().manual_seed(key)
             table = draw(n, self.crop_size, slack, self.flip, self.lighting_std, self.scale_jitter, stream)
             self._draws = epoch, device, Draws(*(column.to(device) for column in table))  # once an epoch, not a batch
         return self._draws[2]

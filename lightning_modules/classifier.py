@@ -37,7 +37,7 @@ class AlexNetClassifier(LightningModule):
             most. ``milestones`` divides at given epochs. ``one_cycle`` warms up over the first part of the run and
             anneals to nothing over the rest, which makes a short run train. ``constant`` leaves it.
         patience: Epochs without a better validation top-1 before ``plateau`` divides. The paper did it by hand.
-        milestones: Epochs at which ``milestones`` divides.
+        milestones: Epochs at which ``milestones`` divides; ``null`` for 30 and 60.
         warmup: Part of the run over which ``one_cycle`` rises to ``lr``.
         channels_last: Keep the activations in the memory layout in which the convolutions are fastest: a tenth of the
             step on a CPU; on a GPU with half precision the layout of its matrix units. The weights stay contiguous.
@@ -83,7 +83,8 @@ class AlexNetClassifier(LightningModule):
         check(0 < warmup < 1, "warmup", warmup, "a part of the run between 0 and 1", "Choose one, such as 0.25")
         self.save_hyperparameters()
         self.lr, self.momentum, self.weight_decay, self.seed = lr, momentum, weight_decay, seed
-        self.schedule, self.patience, self.milestones, self.warmup = schedule, patience, milestones or [30, 60], warmup
+        self.schedule, self.patience, self.warmup = schedule, patience, warmup
+        self.milestones = [30, 60] if milestones is None else milestones
         self.num_classes = arguments.get("num_classes", 10)
         self.net: AlexNet | CudaConvnet
         if network == "alexnet":
@@ -159,7 +160,7 @@ class AlexNetClassifier(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Give this step's dropout numbers of its own, which nothing before it changes, a callback or a restart."""
         keys = (self.seed, self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1))
+        torch.manual_seed(int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0]) >> 1)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The accuracies are those of the augmented images, with dropout, while the epoch goes on."""

@@ -42,7 +42,7 @@ def whitening_filters(batches: Iterable[Tensor], count: int, kernel_size: int, s
     products, patches = torch.zeros(size, size, dtype=torch.float64), 0
     for images in batches:
         rows = F.unfold(images.float(), kernel_size, stride=stride).transpose(1, 2).reshape(-1, size)
-        products += (rows.T @ rows).double().cpu()
+        products += (rows.T @ rows).cpu().double()  # Apple GPUs have no float64
         patches += len(rows)
     variances, axes = torch.linalg.eigh(products / patches)  # ascending
     variances, axes = variances.flip(0).clamp_min(0), axes.flip(1)

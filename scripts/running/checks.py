@@ -10,9 +10,11 @@ from typing import Any, Literal, get_args
 
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
     BatchSizeFinder,
     DeviceStatsMonitor,
     EarlyStopping,
+    GradientAccumulationScheduler,
     LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
@@ -23,6 +25,7 @@ from callbacks.base import add_to_tensorboards, run_folder
 from callbacks.calibration import Calibration
 from callbacks.checkpoints.files import previous
 from callbacks.checkpoints.progress import looks_at_epochs_end
+from callbacks.conv1_filters import Conv1Filters, filters_of
 from callbacks.slurm import slurm_job
 from callbacks.stop_and_resume import callbacks_of
 from datamodules import CIFAR10DataModule
@@ -95,6 +98,12 @@ def check_run(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassif
     for message, is_so in wrong.items():
         if is_so:
             raise ValueError(message)
+    for callback in callbacks_of(trainer, Conv1Filters):
+        if not callback.disabled(trainer):
+            try:
+                filters_of(model, callback.layer)
+            except TypeError as error:
+                raise ValueError(f"--conv1_filters.{error}") from None
 
 
 def check_pass(trainer: Any, datamodule: CIFAR10DataModule, stage: Pass) -> None:
@@ -145,13 +154,23 @@ def _misfits(trainer: Any, datamodule: CIFAR10DataModule, model: AlexNetClassifi
     """What does not go together, or does nothing, by what to say of it."""
     kinds = (LearningRateMonitor, DeviceStatsMonitor)
     loggers = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, kinds)]
-    finder, sizes = bool(callbacks_of(trainer, LearningRateFinder)), bool(callbacks_of(trainer, BatchSizeFinder))
+    finder, sizes, accumulating, backbone = (
+        bool(callbacks_of(trainer, kind))
+        for kind in (LearningRateFinder, BatchSizeFinder, GradientAccumulationScheduler, BackboneFinetuning)
+    )
     classes, names = model.num_classes, len(datamodule.class_names)
     return {
         "--trainer.callbacks: LearningRateFinder sets a rate that one_cycle does not heed. Choose another "
         "--model.schedule, or leave it out.": finder and model.schedule == "one_cycle",
         "--trainer.callbacks: BatchSizeFinder changes how many steps there are, which one_cycle is laid out by. Choose "
         "another --model.schedule, or leave it out.": sizes and model.schedule == "one_cycle",
+        "--trainer.callbacks: GradientAccumulationScheduler changes how many steps there are, which one_cycle is laid "
+        "out by. Choose another --model.schedule, or leave it out.": accumulating and model.schedule == "one_cycle",
+        f"--trainer.accumulate_grad_batches: {trainer.accumulate_grad_batches}, but GradientAccumulationScheduler sets "
+        "it itself. Leave one of them out.": accumulating and trainer.accumulate_grad_batches != 1,
+        "--trainer.callbacks: BackboneFinetuning needs a model with a backbone, which there is not. Leave it out.": (
+            backbone
+        ),
         "--trainer.callbacks: LearningRateFinder gives all weights one rate, where a small network's biases have twice "
         "the weights'. Leave it out.": finder and isinstance(model.net, CudaConvnet),
         f"--trainer.callbacks: {', '.join(loggers)} without a logger has nowhere to write. Set --trainer.logger "

@@ -313,6 +313,24 @@ REFUSED = {
         "--trainer.callbacks+=BatchSizeFinder --model.schedule one_cycle",
         "--trainer.callbacks: BatchSizeFinder changes how many steps there are",
     ),
+    "accumulation that one_cycle is not laid out by": (
+        '--trainer.callbacks+=GradientAccumulationScheduler --trainer.callbacks.scheduling {"0":2} '
+        "--model.schedule one_cycle",
+        "--trainer.callbacks: GradientAccumulationScheduler changes how many steps there are",
+    ),
+    "accumulation said twice": (
+        '--trainer.callbacks+=GradientAccumulationScheduler --trainer.callbacks.scheduling {"0":2} '
+        "--model.schedule constant --trainer.accumulate_grad_batches 2",
+        "--trainer.accumulate_grad_batches: 2, but GradientAccumulationScheduler sets it itself",
+    ),
+    "a backbone that is not there": (
+        "--trainer.callbacks+=BackboneFinetuning",
+        "--trainer.callbacks: BackboneFinetuning needs a model with a backbone",
+    ),
+    "filters of a layer that is not there": (
+        "--conv1_filters.layer net.conv9",
+        "--conv1_filters.layer: net.conv9 is not in AlexNetClassifier, expected a Conv2d of RGB filters",
+    ),
     "nothing to test on": (
         "test --ckpt_path good.ckpt --trainer.limit_test_batches 0",
         "--trainer.limit_test_batches: 0",

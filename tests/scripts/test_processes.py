@@ -121,10 +121,13 @@ def test_63_images_in_two_processes(whole: Path, fit: Callable[..., int], monkey
     assert len(events(whole).Scalars("health/images_per_second")) == 2
 
 
-def test_pictures_in_two_processes(whole: Path, fit: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five of them in batches of one come in their order, as by one process."""
+@pytest.mark.parametrize("count", [5, 1])
+def test_pictures_in_two_processes(
+    whole: Path, fit: Callable[..., int], monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Some of them in batches of one come in their order, as by one process; of a single one the second has none."""
     Path("photos").mkdir()
-    for place in range(5):
+    for place in range(count):
         Image.effect_noise((40 + place, 50), 100).save(f"photos/{place}.png")
     words = ["--ckpt_path", str(whole / "checkpoints/last.ckpt"), "--data.predict_folder=photos", "--data.batch_size=1"]
     finished(start(*words, subcommand="predict"))
@@ -133,7 +136,7 @@ def test_pictures_in_two_processes(whole: Path, fit: Callable[..., int], monkeyp
     two, one = (list(csv.reader((RUNS / f"version_{i}/predictions.csv").open(encoding="utf-8"))) for i in range(2))
     assert [row[:4] for row in two] == [row[:4] for row in one]
     assert [float(row[4]) for row in two[1:]] == pytest.approx([float(row[4]) for row in one[1:]], abs=1e-5)
-    assert len(two) == 1 + 5 * 5
+    assert len(two) == 1 + 5 * count
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
