@@ -113,7 +113,7 @@ def test_plateau_divides_by_ten_three_times_at_most(one_step_an_epoch: CIFAR10Da
 def test_milestones(one_step_an_epoch: CIFAR10DataModule) -> None:
     rates = learning_rates(one_step_an_epoch, 6, lr=0.1, schedule="milestones", milestones=[2, 4])
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.001])
-    none, default = (AlexNetClassifier(image_size=24, milestones=chosen).milestones for chosen in ([], None))
+    none, default = (AlexNetClassifier(image_size=36, milestones=chosen).milestones for chosen in ([], None))
     assert (none, default) == ([], [30, 60])
 
 

@@ -15,7 +15,7 @@ from helpers import ROOT
 from helpers.ablation import ABLATIONS
 from running.flags import leaves
 
-LRN_13_TO_11 = [*map(str, CONFIGS.glob("*_13_to_11/*without.yaml"))]
+LRN_13_TO_11 = [str(path) for path in CONFIGS.glob("*_13_to_11/*.yaml") if path.stem != "with"]
 RAW = {"data.input_scale": "raw", "model.init": "code", "model.bias": 0.1, "model.lr": 0.01}
 CHANGES = {
     "no_lrn": {"model.lrn": False},
